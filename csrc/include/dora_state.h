@@ -1,0 +1,167 @@
+/* dora_state.h: the only public header of the store engine.
+ *
+ * A store is a directory that holds an append-only log of checksummed frames (docs/format.md) and, derived from
+ * it, a control page and a hash index in shared memory. Any number of processes may open one store.
+ *
+ * Conventions
+ *  1. Every call that can fail returns a ds_status and passes its results through pointers. On failure nothing
+ *     has changed, in the store or behind the pointers, unless the call says otherwise.
+ *  2. ds_error() gives the sentence that belongs to the last failure in this thread: what happened, which file,
+ *     offset or key, and what to do next.
+ *  3. Keys and values are pointer plus size in bytes; any bytes are allowed, none are terminated.
+ *  4. A key lives in a keyspace. DS_USER holds what the user puts; DS_RUNTIME what the operator runtime notes
+ *     beside it in the same commit. No key of one can collide with a key of the other.
+ *  5. A handle may be used by several threads. After fork() the child's copy answers DS_FORKED to everything.
+ *  6. The library prints nothing, never aborts on input, starts no thread on its own account in `process` mode.
+ */
+#ifndef DORA_STATE_H
+#define DORA_STATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* One table of errors: name, number, what it means. Python's classes are built from it (src/dora_state/errors.py). */
+#define DS_STATUS_MAP(X)                                                        \
+    X(OK, 0, "success")                                                         \
+    X(MISSING, 1, "the key is not in the store")                                \
+    X(INVALID, 2, "an argument is out of range")                                \
+    X(TOO_LARGE, 3, "a key, value or batch is larger than the store can hold")  \
+    X(NO_MEMORY, 4, "out of memory")                                            \
+    X(IO, 5, "a system call failed")                                            \
+    X(FULL, 6, "no space left for the log")                                     \
+    X(NOT_A_STORE, 7, "the path is not a dora-state store")                     \
+    X(FORMAT, 8, "the store was written by an incompatible version")            \
+    X(CORRUPT, 9, "the log is damaged")                                         \
+    X(TIMEOUT, 10, "another writer held the lock for too long")                 \
+    X(CONFLICT, 11, "a key is not at the expected sequence")                    \
+    X(FENCED, 12, "a newer incarnation has taken over")                         \
+    X(FORKED, 13, "the handle was inherited through fork()")                    \
+    X(READ_ONLY, 14, "the handle is read-only")                                 \
+    X(IN_USE, 15, "another process holds the store in a state we cannot share") \
+    X(UNSUPPORTED, 16, "this file system or platform is not supported")         \
+    X(CLOSED, 17, "the handle is closed")
+
+typedef enum ds_status {
+#define X(name, number, text) DS_##name = number,
+    DS_STATUS_MAP(X)
+#undef X
+} ds_status;
+
+/* "OK", "MISSING", ...; "?" for a number outside the table. */
+const char *ds_status_name(ds_status status);
+/* The table's sentence for a status. */
+const char *ds_status_text(ds_status status);
+/* The sentence for this thread's last failure; "" before the first. Valid until this thread's next failing call. */
+const char *ds_error(void);
+/* errno of this thread's last failure, 0 if it had none. */
+int ds_error_errno(void);
+/* For DS_CONFLICT: the sequence the key is really at (0: missing). */
+uint64_t ds_error_sequence(void);
+
+typedef struct ds_store ds_store;
+
+typedef enum ds_durability {
+    DS_PROCESS = 0, /* a commit survives the death of any process */
+    DS_GROUP = 1,   /* and, group_ms later at the latest, power loss */
+    DS_COMMIT = 2,  /* a commit returns when it survives power loss */
+} ds_durability;
+
+enum { DS_USER = 0, DS_RUNTIME = 1, DS_KEYSPACES = 2 };
+
+enum {
+    DS_KEY_LIMIT = 65535,   /* bytes in a key */
+    DS_GROUP_MS = 200,      /* default interval of `group` */
+    DS_LOCK_TIMEOUT_MS = 10000,
+};
+
+typedef struct ds_options {
+    ds_durability durability;
+    uint32_t group_ms;
+    int32_t lock_timeout_ms; /* how long a writer waits for another; -1: for ever */
+    bool read_only;
+    bool create;          /* make the directory and the store when they are not there */
+    uint64_t incarnation; /* 0: never fenced; else commits are refused once a higher one is fenced in */
+} ds_options;
+
+void ds_options_init(ds_options *options);
+
+ds_status ds_open(const char *path, const ds_options *options, ds_store **out);
+/* Frees the handle, whatever it returns; a writable one syncs first. Values that are pinned stay readable. */
+ds_status ds_close(ds_store *store);
+
+/* One element of a commit. */
+typedef enum ds_change_kind { DS_PUT = 1, DS_DELETE = 2, DS_EXPECT = 3 } ds_change_kind;
+
+typedef struct ds_change {
+    ds_change_kind kind; /* DS_EXPECT writes nothing, it only checks */
+    uint8_t keyspace;
+    bool expect;       /* refuse the whole commit unless the key is at `expected` */
+    uint64_t expected; /* a sequence; 0: the key must be missing */
+    const void *key;
+    size_t key_size;
+    const void *value;
+    size_t value_size;
+} ds_change;
+
+/* All or nothing, for every reader and after a crash. A key named twice takes its last change. Deleting a missing
+ * key changes nothing. *sequence receives the commit's sequence, or the store's when nothing had to be written. */
+ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence);
+ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
+                 size_t value_size, uint64_t *sequence);
+/* DS_MISSING if there was nothing to delete. */
+ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence);
+
+/* A value where it lies in the log. The bytes never change. They stay mapped while the handle is open, and beyond
+ * that while pinned. */
+typedef struct ds_value {
+    const void *data;
+    size_t size;
+    uint64_t sequence;
+    void *owner; /* what ds_pin() pins */
+} ds_value;
+
+ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out);
+void ds_pin(const ds_value *value);
+void ds_unpin(const ds_value *value);
+
+/* Walks the keys of one keyspace as they stood at one point. */
+typedef struct ds_cursor ds_cursor;
+ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out);
+/* DS_MISSING after the last one. */
+ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value);
+void ds_cursor_close(ds_cursor *cursor);
+
+/* Takes the writer lock and repairs what a dead writer left, so that what is read afterwards is decided. */
+ds_status ds_settle(ds_store *store, uint64_t *sequence);
+/* ds_settle(), and from now on commits of handles opened with a lower incarnation return DS_FENCED. */
+ds_status ds_fence(ds_store *store, uint64_t incarnation, uint64_t *sequence);
+/* Returns when all that is committed now survives power loss. */
+ds_status ds_sync(ds_store *store);
+
+typedef struct ds_stats {
+    uint64_t keys[DS_KEYSPACES];
+    uint64_t live_bytes;   /* in records the index points at */
+    uint64_t log_bytes;    /* in the log's segments, allocated */
+    uint64_t sequence;     /* of the last commit */
+    uint64_t committed;    /* log offset of the end of the last commit */
+    uint64_t synced;       /* log offset known to survive power loss */
+    uint64_t fence;        /* lowest incarnation that may commit */
+    uint64_t dropped_bytes; /* torn tail dropped by the recovery that this boot's first open ran */
+    uint64_t repairs;      /* commits of dead writers repaired since the boot */
+    uint32_t segments;
+    uint32_t index_slots;
+} ds_stats;
+
+ds_status ds_stats_read(ds_store *store, ds_stats *out);
+/* Checks every frame and record of the log and every slot of the index; *frames receives the number of frames. */
+ds_status ds_verify(ds_store *store, uint64_t *frames);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
