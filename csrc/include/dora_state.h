@@ -26,24 +26,24 @@ extern "C" {
 #endif
 
 /* One table of errors: name, number, what it means. Python's classes are built from it (src/dora_state/errors.py). */
-#define DS_STATUS_MAP(X)                                                        \
-    X(OK, 0, "success")                                                         \
-    X(MISSING, 1, "the key is not in the store")                                \
-    X(INVALID, 2, "an argument is out of range")                                \
-    X(TOO_LARGE, 3, "a key, value or batch is larger than the store can hold")  \
-    X(NO_MEMORY, 4, "out of memory")                                            \
-    X(IO, 5, "a system call failed")                                            \
-    X(FULL, 6, "no space left for the log")                                     \
-    X(NOT_A_STORE, 7, "the path is not a dora-state store")                     \
-    X(FORMAT, 8, "the store was written by an incompatible version")            \
-    X(CORRUPT, 9, "the log is damaged")                                         \
-    X(TIMEOUT, 10, "another writer held the lock for too long")                 \
-    X(CONFLICT, 11, "a key is not at the expected sequence")                    \
-    X(FENCED, 12, "a newer incarnation has taken over")                         \
-    X(FORKED, 13, "the handle was inherited through fork()")                    \
-    X(READ_ONLY, 14, "the handle is read-only")                                 \
-    X(IN_USE, 15, "another process holds the store in a state we cannot share") \
-    X(UNSUPPORTED, 16, "this file system or platform is not supported")         \
+#define DS_STATUS_MAP(X)                                                                                               \
+    X(OK, 0, "success")                                                                                                \
+    X(MISSING, 1, "the key is not in the store")                                                                       \
+    X(INVALID, 2, "an argument is out of range")                                                                       \
+    X(TOO_LARGE, 3, "a key, value or batch is larger than the store can hold")                                         \
+    X(NO_MEMORY, 4, "out of memory")                                                                                   \
+    X(IO, 5, "a system call failed")                                                                                   \
+    X(FULL, 6, "no space left for the log")                                                                            \
+    X(NOT_A_STORE, 7, "the path is not a dora-state store")                                                            \
+    X(FORMAT, 8, "the store was written by an incompatible version")                                                   \
+    X(CORRUPT, 9, "the log is damaged")                                                                                \
+    X(TIMEOUT, 10, "another writer held the lock for too long")                                                        \
+    X(CONFLICT, 11, "a key is not at the expected sequence")                                                           \
+    X(FENCED, 12, "a newer incarnation has taken over")                                                                \
+    X(FORKED, 13, "the handle was inherited through fork()")                                                           \
+    X(READ_ONLY, 14, "the handle is read-only")                                                                        \
+    X(IN_USE, 15, "another process holds the store in a state we cannot share")                                        \
+    X(UNSUPPORTED, 16, "this file system or platform is not supported")                                                \
     X(CLOSED, 17, "the handle is closed")
 
 typedef enum ds_status {
@@ -74,8 +74,8 @@ typedef enum ds_durability {
 enum { DS_USER = 0, DS_RUNTIME = 1, DS_KEYSPACES = 2 };
 
 enum {
-    DS_KEY_LIMIT = 65535,   /* bytes in a key */
-    DS_GROUP_MS = 200,      /* default interval of `group` */
+    DS_KEY_LIMIT = 65535, /* bytes in a key */
+    DS_GROUP_MS = 200,    /* default interval of `group` */
     DS_LOCK_TIMEOUT_MS = 10000,
 };
 
@@ -91,7 +91,8 @@ typedef struct ds_options {
 void ds_options_init(ds_options *options);
 
 ds_status ds_open(const char *path, const ds_options *options, ds_store **out);
-/* Frees the handle, whatever it returns; a writable one syncs first. Values that are pinned stay readable. */
+/* Frees the handle, whatever it returns; a writable one syncs first. Values that are pinned stay readable; close no
+ * handle that another thread is using. */
 ds_status ds_close(ds_store *store);
 
 /* One element of a commit. */
@@ -109,30 +110,31 @@ typedef struct ds_change {
 } ds_change;
 
 /* All or nothing, for every reader and after a crash. A key named twice takes its last change. Deleting a missing
- * key changes nothing. *sequence receives the commit's sequence, or the store's when nothing had to be written. */
+ * key changes nothing. With DS_COMMIT a failing sync is told as DS_IO or DS_FULL although the commit is there for every
+ * process; its sentence begins with "committed". *sequence receives the commit's sequence, or the store's when nothing had to be written. */
 ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence);
 ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                  size_t value_size, uint64_t *sequence);
 /* DS_MISSING if there was nothing to delete. */
 ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence);
 
-/* A value where it lies in the log. The bytes never change. They stay mapped while the handle is open, and beyond
- * that while pinned. */
+/* A value where it lies in the log, not copied. It comes pinned: its bytes stay mapped and never change, through
+ * overwrites, deletes and ds_close(), until ds_unpin(). Values below 4 KiB were checked against their hash. */
 typedef struct ds_value {
     const void *data;
     size_t size;
-    uint64_t sequence;
-    void *owner; /* what ds_pin() pins */
+    uint64_t sequence; /* of the commit that wrote it */
+    void *owner;       /* what the pin holds */
 } ds_value;
 
 ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out);
-void ds_pin(const ds_value *value);
+void ds_pin(const ds_value *value); /* once more */
 void ds_unpin(const ds_value *value);
 
 /* Walks the keys of one keyspace as they stood at one point. */
 typedef struct ds_cursor ds_cursor;
 ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out);
-/* DS_MISSING after the last one. */
+/* DS_MISSING after the last one. The value comes pinned; the key stays readable until the store is closed. */
 ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value);
 void ds_cursor_close(ds_cursor *cursor);
 
@@ -145,16 +147,15 @@ ds_status ds_sync(ds_store *store);
 
 typedef struct ds_stats {
     uint64_t keys[DS_KEYSPACES];
-    uint64_t live_bytes;   /* in records the index points at */
-    uint64_t log_bytes;    /* in the log's segments, allocated */
-    uint64_t sequence;     /* of the last commit */
-    uint64_t committed;    /* log offset of the end of the last commit */
-    uint64_t synced;       /* log offset known to survive power loss */
-    uint64_t fence;        /* lowest incarnation that may commit */
+    uint64_t live_bytes;    /* in records the index points at */
+    uint64_t log_bytes;     /* in the log's segments, allocated */
+    uint64_t sequence;      /* of the last commit */
+    uint64_t committed;     /* log offset of the end of the last commit */
+    uint64_t synced;        /* log offset known to survive power loss */
+    uint64_t fence;         /* lowest incarnation that may commit */
     uint64_t dropped_bytes; /* torn tail dropped by the recovery that this boot's first open ran */
-    uint64_t repairs;      /* commits of dead writers repaired since the boot */
-    uint32_t segments;
-    uint32_t index_slots;
+    uint64_t repairs;       /* commits of dead writers repaired since the boot */
+    uint64_t index_slots;
 } ds_stats;
 
 ds_status ds_stats_read(ds_store *store, ds_stats *out);

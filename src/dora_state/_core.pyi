@@ -1,7 +1,10 @@
 """The binding: convert, one C call, check, convert back. Shapes and errors are those of csrc/include/dora_state.h."""
 
-from collections.abc import Buffer, Iterator  # type: ignore[attr-defined]
+from collections.abc import Iterator
+from os import PathLike
 from typing import TypeVar, overload
+
+from typing_extensions import Buffer  # known to type checkers; nothing imports it at run time
 
 _T = TypeVar("_T")
 
@@ -11,15 +14,20 @@ RUNTIME: int
 class Store:
     """One handle on a store. See `dora_state.Store` for the public class that adds the mapping methods."""
 
-    path: str
-    durability: str
-    read_only: bool
-    incarnation: int
-    closed: bool
+    @property
+    def path(self) -> str: ...
+    @property
+    def durability(self) -> str: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def incarnation(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
 
     def __init__(
         self,
-        path: str,
+        path: str | PathLike[str],
         *,
         durability: str = ...,
         group_ms: int = ...,
@@ -53,8 +61,8 @@ class Store:
 class Batch:
     """Changes that become one commit."""
 
-    def put(self, key: str, value: Buffer, keyspace: int = ..., expected: int = ...) -> None: ...
-    def delete(self, key: str, keyspace: int = ..., expected: int = ...) -> None: ...
+    def put(self, key: str, value: Buffer, keyspace: int = ..., expected: int | None = ...) -> None: ...
+    def delete(self, key: str, keyspace: int = ..., expected: int | None = ...) -> None: ...
     def expect(self, key: str, sequence: int, keyspace: int = ...) -> None: ...
     def clear(self) -> None: ...
     def __len__(self) -> int: ...

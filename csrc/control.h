@@ -1,0 +1,90 @@
+/* control.h: the control page, the words that all processes of one boot share. Derived: it can be rebuilt from the log.
+ *
+ * Who writes what, in which order
+ *   `committed` is the commit point. The writer stores it (release) after a frame and its index slots are in place;
+ *   a reader that loads it (acquire) may read every frame below it, for ever: those bytes never change.
+ *   `intent` is the writer's note to its heirs. It is filled before the first byte of a frame and emptied
+ *   (`end` = 0) when `tail` tells the new state. Whoever takes the lock and finds `end` set finishes or undoes that one
+ *   commit first (commit.c, ds__repair). It is only read under the lock, so plain stores suffice between processes; the
+ *   compiler must keep them in order, because death may come between any two.
+ *   `tail` is read and written under the lock only.
+ *   `generation` names the index file in force; it is stored (release) after that file is complete.
+ *   `fence`, `synced`, `sync_error` are each one word with one meaning. */
+#ifndef DS_CONTROL_H
+#define DS_CONTROL_H
+
+#include "dora_state.h"
+#include "os.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define DS_CONTROL_MAGIC UINT64_C(0x0a0d4c54435344d3)
+
+enum { DS_CONTROL_LAYOUT = 1, DS_CONTROL_BYTES = 4096 };
+
+/* What makes this page this store's, of this boot, on this machine. Compared byte for byte. */
+struct ds_control_identity {
+    uint64_t magic;
+    uint32_t layout;
+    uint32_t bytes;      /* sizeof(struct ds_control) */
+    uint32_t mutex_size; /* of this libc's pthread_mutex_t */
+    uint32_t libc;       /* 1 glibc, 2 another */
+    uint8_t uuid[16];
+    char boot_id[40];
+    struct ds_identity file; /* of the control file itself: a copy has another */
+    uint64_t pid_namespace;  /* robust mutexes know their owner by thread id */
+};
+
+/* What the next writer needs to know. */
+struct ds_tail {
+    uint64_t offset; /* where the next frame goes, unless `sealed` */
+    uint64_t segment_base;
+    uint64_t segment_size;
+    uint64_t sequence;
+    uint64_t keys[DS_KEYSPACES];
+    uint64_t live_bytes;
+    uint64_t slots_used;    /* of the index, tombstones included */
+    uint64_t largest_frame; /* of late: the size of the next segment follows it */
+    uint64_t last_blob;     /* offset of the newest frame that names a blob */
+    uint32_t crc;           /* of the frame before `offset`, or of the segment's header */
+    uint32_t sealed;        /* nonzero: dead bytes follow `offset`; the next frame opens a new segment */
+};
+
+struct ds_intent {
+    _Atomic uint64_t end; /* of the frame to be; 0: none. Stored last, cleared last. */
+    uint64_t begin;
+    struct ds_tail after; /* `tail` once it is committed, but for `crc`, which the frame tells */
+};
+
+struct ds_control {
+    struct ds_control_identity identity;
+    uint64_t hash_seed;
+    uint64_t dropped_bytes; /* by the recovery that made this page */
+
+    _Alignas(64) pthread_mutex_t lock; /* robust, shared between processes */
+
+    /* Readers' line. A busy writer dirties it once per commit. */
+    _Alignas(64) _Atomic uint64_t committed;
+    _Atomic uint64_t generation;
+
+    _Alignas(64) struct ds_tail tail;
+    _Alignas(64) struct ds_intent intent;
+
+    _Alignas(64) _Atomic uint64_t fence;
+    _Atomic uint64_t repairs;
+
+    _Alignas(64) pthread_mutex_t sync_lock;
+    _Atomic uint64_t synced;      /* all below it is on disk */
+    _Atomic uint64_t sync_intent; /* an fdatasync up to here has begun and not told its result; 0: none */
+    _Atomic uint64_t floor_count;
+    _Atomic int sync_error; /* errno of the first sync that failed; sticky, for every process */
+};
+static_assert(sizeof(struct ds_control) <= DS_CONTROL_BYTES, "the control page is one page");
+
+/* What the identity must be for this file, now. */
+ds_status ds__control_identity(const struct ds_directory *directory, const char *name, int fd, const uint8_t uuid[16],
+                               struct ds_control_identity *out);
+
+#endif

@@ -1,0 +1,86 @@
+/* os.h: every system call the engine makes, and nothing else makes one. Faults are injected here.
+ *
+ * The calls return a ds_status and have already told ds__fail() which file and why. */
+#ifndef DS_OS_H
+#define DS_OS_H
+
+#include "dora_state.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* A store's directory: its descriptor for *at() calls, its path for messages. */
+struct ds_directory {
+    int fd;
+    char *path;
+};
+
+/* Who a file is, so that a copy of it can be told from the file itself. */
+struct ds_identity {
+    uint64_t device;
+    uint64_t inode;
+    uint64_t birth_ns; /* 0 where the file system does not keep it */
+};
+
+/* Opens `path` as a directory of ours; makes it (0700) when `create`. DS_MISSING-free: a missing one is
+ * DS_NOT_A_STORE. Refuses file systems that cannot keep the promises and directories of other users. */
+ds_status ds__os_directory_open(const char *path, bool create, bool read_only, struct ds_directory *out);
+void ds__os_directory_close(struct ds_directory *directory);
+ds_status ds__os_directory_sync(const struct ds_directory *directory);
+/* Calls `visit` with each name but . and ..; stops at the first status that is not DS_OK and returns it. */
+ds_status ds__os_directory_list(const struct ds_directory *directory, ds_status (*visit)(void *, const char *),
+                                void *context);
+
+enum { DS_OS_READ = 0, DS_OS_WRITE = 1, DS_OS_CREATE = 3 };
+/* Opens a file of the directory, never through a symbolic link. DS_OS_CREATE makes it anew, empty and 0600. Sets *fd
+ * to -1 and returns DS_MISSING, quietly, when it is not there. */
+ds_status ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
+void ds__os_close(int fd);
+ds_status ds__os_size(const struct ds_directory *directory, const char *name, int fd, uint64_t *size);
+ds_status ds__os_identity(const struct ds_directory *directory, const char *name, int fd, struct ds_identity *out);
+/* Gives the file `size` bytes of zeros with blocks behind them: a store into an unbacked page on a full disk would
+ * kill the process. */
+ds_status ds__os_allocate(const struct ds_directory *directory, const char *name, int fd, uint64_t size);
+ds_status ds__os_read(const struct ds_directory *directory, const char *name, int fd, void *out, size_t size,
+                      uint64_t at, size_t *got);
+ds_status ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *data, size_t size,
+                       uint64_t at);
+ds_status ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
+ds_status ds__os_rename(const struct ds_directory *directory, const char *from, const char *to);
+/* A missing file is fine. */
+ds_status ds__os_unlink(const struct ds_directory *directory, const char *name);
+
+ds_status ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size, bool writable,
+                     void **out);
+ds_status ds__os_map_anonymous(uint64_t size, void **out);
+void ds__os_unmap(void *address, uint64_t size);
+/* Takes the page faults of a range now, writable, where the kernel can (Linux 5.14). A hint: failure is ignored. */
+void ds__os_populate(void *address, uint64_t size);
+/* Puts a mapped range on disk: msync(MS_SYNC) is fdatasync of the range without needing the descriptor. */
+ds_status ds__os_range_sync(const struct ds_directory *directory, const char *name, void *address, uint64_t size);
+
+enum { DS_OS_SHARED = 0, DS_OS_EXCLUSIVE = 1 };
+/* flock() on a descriptor, waiting up to timeout_ms (-1: for ever). DS_TIMEOUT when somebody else holds it. */
+ds_status ds__os_flock(const struct ds_directory *directory, const char *name, int fd, int kind, int timeout_ms);
+
+void ds__os_unlock(int fd);
+
+ds_status ds__os_random(void *out, size_t size);
+/* This boot's id, 36 characters and a zero. */
+ds_status ds__os_boot_id(char out[40]);
+uint64_t ds__os_pid_namespace(void); /* its inode; 0 where /proc is not there */
+uint64_t ds__os_now_ns(void);        /* CLOCK_MONOTONIC */
+void ds__os_sleep_ms(int milliseconds);
+
+/* Nonzero, the same for the whole life of a process, another one after fork(). */
+uint64_t ds__os_process_stamp(void);
+
+#ifdef DS_FAULTS
+/* Fault injection: the call number `at` (counted from 1) fails with `error`, and every later one too if `forever`.
+ * Returns how many calls were made since the last arming. */
+uint64_t ds__os_fault_arm(uint64_t at, int error, bool forever);
+#endif
+
+#endif

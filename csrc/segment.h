@@ -1,0 +1,86 @@
+/* segment.h: the files of the log and where this process has mapped them.
+ *
+ * A segment is mapped once per handle and found by log offset. In the table of mapped segments nothing ever moves: a new
+ * segment goes behind the last one, or into a new table. A thread that looks into an old table misses a new segment,
+ * looks again under the lock, and finds it there. */
+#ifndef DS_SEGMENT_H
+#define DS_SEGMENT_H
+
+#include "format.h"
+#include "os.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* A mapped file whose owners are counted: the handle, and everybody who pins a value in it. */
+struct ds_mapping {
+    unsigned char *bytes;
+    uint64_t size;
+    atomic_uint references;
+};
+
+void ds__mapping_pin(struct ds_mapping *mapping);
+/* Unmaps and frees at the last one. */
+void ds__mapping_unpin(struct ds_mapping *mapping);
+
+struct ds_segment {
+    struct ds_mapping mapping; /* first: a pinned value's owner is a ds_mapping */
+    uint64_t base;
+    uint64_t end;       /* base + size */
+    uint64_t populated; /* writers: page faults are taken up to this offset */
+    uint32_t seed;      /* ds__segment_seed() of its header */
+    uint32_t header_crc;
+};
+
+struct ds_segment_table {
+    struct ds_segment_table *older; /* replaced ones live as long as the handle: a reader may still look into them */
+    uint32_t room;
+    _Atomic uint32_t count;     /* stored (release) after the item it counts */
+    struct ds_segment *items[]; /* by base */
+};
+
+struct ds_segments {
+    const struct ds_directory *directory;
+    bool writable;
+    uint8_t uuid[16];
+    _Atomic(struct ds_segment_table *) table;
+    _Atomic(struct ds_segment *) recent; /* a hint: where the last offset was found */
+    pthread_mutex_t changing;            /* one thread at a time replaces the table */
+};
+
+enum { DS_NAME_SIZE = 32 };
+void ds__segment_name(uint64_t base, char name[DS_NAME_SIZE]);
+/* Is this the name of a segment, and of which base? */
+bool ds__segment_parse_name(const char *name, uint64_t *base);
+
+ds_status ds__segments_init(struct ds_segments *segments, const struct ds_directory *directory, const uint8_t uuid[16],
+                            bool writable);
+void ds__segments_free(struct ds_segments *segments);
+
+static inline const struct ds_segment_header *ds__segment_header(const struct ds_segment *segment) {
+    return (const struct ds_segment_header *)(const void *)segment->mapping.bytes;
+}
+
+static inline unsigned char *ds__segment_at(const struct ds_segment *segment, uint64_t offset) {
+    return segment->mapping.bytes + (offset - segment->base);
+}
+
+/* The mapped segment that holds `offset`, NULL when none is mapped. Lock-free. */
+struct ds_segment *ds__segments_find(struct ds_segments *segments, uint64_t offset);
+/* As above, but maps the file when need be. DS_MISSING when no segment on disk holds the offset. */
+ds_status ds__segments_get(struct ds_segments *segments, uint64_t offset, struct ds_segment **out);
+/* Maps the segment of that base and checks its header; to be handed to ds__segments_add() or unpinned. */
+ds_status ds__segment_open(const struct ds_segments *segments, uint64_t base, struct ds_segment **out);
+/* Checks a header against its file: CORRUPT or FORMAT with a sentence. `uuid` NULL: any store's. */
+ds_status ds__segment_check(const struct ds_directory *directory, const char *name,
+                            const struct ds_segment_header *header, uint64_t base, uint64_t size, const uint8_t *uuid);
+/* Hands a segment over to the table. On failure it is unpinned. */
+ds_status ds__segments_add(struct ds_segments *segments, struct ds_segment *segment);
+/* Forgets the mapped segments from `base` on: recovery found that they do not belong to the log. Only while no other
+ * thread knows the handle. */
+void ds__segments_drop(struct ds_segments *segments, uint64_t base);
+/* Makes the file of a new segment, header and all, and renames it into place as its last step. `header` needs uuid,
+ * base, size, hash_seed, first_sequence and before_*; the rest is filled in. */
+ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, struct ds_segment **out);
+
+#endif

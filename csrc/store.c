@@ -1,0 +1,294 @@
+/* store.c: opening and closing a handle, and what does not belong to one commit or one read. */
+#include "store.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+
+/* ---- may this handle be used? ---------------------------------------------------------------------------------- */
+
+ds_status ds__check(const ds_store *store) {
+    if (store == NULL)
+        return ds__fail(DS_CLOSED, 0, "the store is closed");
+    if (store->stamp != ds__os_process_stamp())
+        return ds__fail(DS_FORKED, 0,
+                        "%s: the handle was inherited through fork(); open the store again in this process",
+                        store->directory.path);
+    return DS_OK;
+}
+
+ds_status ds__check_writable(const ds_store *store) {
+    ds_status status = ds__check(store);
+    if (status == DS_OK && store->options.read_only)
+        status =
+            ds__fail(DS_READ_ONLY, 0, "%s: opened read-only; open it for writing to change it", store->directory.path);
+    return status;
+}
+
+/* ---- group durability ------------------------------------------------------------------------------------------ */
+
+/* Syncs every group_ms while there is something to sync. A failing sync is sticky in the control page, where the next
+ * ds_sync() or ds_close() of anybody tells it. */
+static void *sync_by_and_by(void *argument) {
+    ds_store *store = argument;
+    pthread_mutex_lock(&store->group_mutex);
+    while (!store->group_stop) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        uint64_t next = (uint64_t)until.tv_nsec + (uint64_t)store->options.group_ms * 1000000u;
+        until.tv_sec += (time_t)(next / 1000000000u);
+        until.tv_nsec = (long)(next % 1000000000u);
+        int error = 0;
+        while (!store->group_stop && error == 0)
+            error = pthread_cond_timedwait(&store->group_wake, &store->group_mutex, &until);
+        pthread_mutex_unlock(&store->group_mutex);
+        (void)ds__sync(store, false);
+        pthread_mutex_lock(&store->group_mutex);
+    }
+    pthread_mutex_unlock(&store->group_mutex);
+    return NULL;
+}
+
+static ds_status start_group(ds_store *store) {
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&store->group_wake, &attributes);
+    pthread_condattr_destroy(&attributes);
+    pthread_mutex_init(&store->group_mutex, NULL);
+    /* The program's signals belong to its own threads. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&store->group_thread, NULL, sync_by_and_by, store);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0)
+        return ds__fail(DS_NO_MEMORY, error, "%s: cannot start the syncing thread", store->directory.path);
+    store->group_running = true;
+    return DS_OK;
+}
+
+static void stop_group(ds_store *store) {
+    if (!store->group_running)
+        return;
+    pthread_mutex_lock(&store->group_mutex);
+    store->group_stop = true;
+    pthread_cond_signal(&store->group_wake);
+    pthread_mutex_unlock(&store->group_mutex);
+    pthread_join(store->group_thread, NULL);
+    store->group_running = false;
+}
+
+/* ---- open and close -------------------------------------------------------------------------------------------- */
+
+void ds_options_init(ds_options *options) {
+    *options = (ds_options){
+        .durability = DS_PROCESS,
+        .group_ms = DS_GROUP_MS,
+        .lock_timeout_ms = DS_LOCK_TIMEOUT_MS,
+        .create = true,
+    };
+}
+
+static ds_status check_options(const char *path, const ds_options *options) {
+    if (path == NULL || path[0] == '\0')
+        return ds__fail(DS_INVALID, 0, "an empty path; give the directory of the store");
+    if (options->durability < DS_PROCESS || options->durability > DS_COMMIT)
+        return ds__fail(DS_INVALID, 0, "%s: unknown durability %d", path, (int)options->durability);
+    if (options->group_ms == 0)
+        return ds__fail(DS_INVALID, 0, "%s: group_ms must be at least 1", path);
+    return DS_OK;
+}
+
+static void free_handle(ds_store *store) {
+    if (store->control_private)
+        free(store->control);
+    else
+        ds__os_unmap(store->control, DS_CONTROL_BYTES);
+    ds__os_close(store->control_fd);
+    ds__index_free(store->index);
+    ds__segments_free(&store->segments);
+    pthread_mutex_destroy(&store->indexing);
+    ds__os_directory_close(&store->directory);
+    free(store);
+}
+
+static ds_status open_handle(ds_store *store, const char *path) {
+    ds_status status = ds__os_directory_open(path, store->options.create, store->options.read_only, &store->directory);
+    if (status == DS_OK)
+        status = ds__recover(store);
+    if (status != DS_OK || store->options.read_only)
+        return status;
+    status = ds__floor_reopen(store);
+    /* What an earlier process committed and did not live to sync is part of this handle's promise. */
+    if (status == DS_OK && store->options.durability != DS_PROCESS)
+        status = ds__sync(store, false);
+    if (status == DS_OK && store->options.durability == DS_GROUP)
+        status = start_group(store);
+    return status;
+}
+
+ds_status ds_open(const char *path, const ds_options *options, ds_store **out) {
+    ds_status status = check_options(path, options);
+    if (status != DS_OK)
+        return status;
+    ds_store *store = calloc(1, sizeof *store);
+    if (store == NULL)
+        return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+    store->options = *options;
+    store->stamp = ds__os_process_stamp();
+    store->control_fd = -1;
+    store->directory.fd = -1;
+    pthread_mutex_init(&store->indexing, NULL);
+    status = open_handle(store, path);
+    if (status != DS_OK) {
+        free_handle(store);
+        return status;
+    }
+    *out = store;
+    return DS_OK;
+}
+
+/* The last one out writes down that the log ends here. Openers are kept out meanwhile by the directory's lock. */
+static ds_status close_cleanly(ds_store *store) {
+    const struct ds_directory *directory = &store->directory;
+    bool alone = ds__os_flock(directory, "", directory->fd, DS_OS_EXCLUSIVE, 0) == DS_OK &&
+                 ds__os_flock(directory, "control", store->control_fd, DS_OS_EXCLUSIVE, 0) == DS_OK;
+    ds_status status = DS_OK;
+    if (alone) { /* a dead writer's commit belongs to the end of the log, or not, from now on */
+        status = ds__writer_enter(store);
+        if (status == DS_OK)
+            ds__writer_leave(store);
+    }
+    bool clean = alone && (status == DS_OK || status == DS_FENCED);
+    status = ds__sync(store, clean);
+    ds__os_unlock(directory->fd);
+    return status;
+}
+
+ds_status ds_close(ds_store *store) {
+    if (store == NULL)
+        return DS_OK;
+    ds_status status = DS_OK;
+    if (ds__check(store) == DS_OK) {
+        stop_group(store);
+        if (!store->options.read_only)
+            status = close_cleanly(store);
+    }
+    free_handle(store);
+    return status;
+}
+
+/* ---- looking at the whole -------------------------------------------------------------------------------------- */
+
+ds_status ds_stats_read(ds_store *store, ds_stats *out) {
+    ds_status status = ds__check(store);
+    struct ds_index *index;
+    if (status == DS_OK)
+        status = ds__index_now(store, &index);
+    if (status != DS_OK)
+        return status;
+    const struct ds_control *control = store->control;
+    const struct ds_tail *tail = &control->tail;
+    memset(out, 0, sizeof *out);
+    for (int i = 0; i < DS_KEYSPACES; i++)
+        out->keys[i] = tail->keys[i];
+    out->live_bytes = tail->live_bytes;
+    out->sequence = tail->sequence;
+    out->committed = atomic_load_explicit(&control->committed, memory_order_acquire);
+    out->synced = atomic_load_explicit(&control->synced, memory_order_acquire);
+    out->fence = atomic_load_explicit(&control->fence, memory_order_relaxed);
+    out->repairs = atomic_load_explicit(&control->repairs, memory_order_relaxed);
+    out->dropped_bytes = control->dropped_bytes;
+    out->log_bytes = tail->segment_base + tail->segment_size;
+    out->index_slots = index->mask + 1;
+    return DS_OK;
+}
+
+struct verification {
+    ds_store *store;
+    uint64_t frames;
+};
+
+static ds_status verify_frame(void *context, struct ds_segment *segment, uint64_t offset,
+                              const struct ds_frame *frame) {
+    struct verification *seen = context;
+    uint64_t at = offset + sizeof *frame;
+    seen->frames++;
+    for (uint32_t i = 0; i < frame->count; i++) {
+        const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
+        if (record->previous >= at)
+            return ds__fail(DS_CORRUPT, 0, "%s: the record at log offset %llu names a later one as its predecessor",
+                            seen->store->directory.path, (unsigned long long)at);
+        at += ds__record_length(record->key_size, record->value_size);
+    }
+    return DS_OK;
+}
+
+/* Each slot names the newest record of its key; what a live one names is readable. */
+static ds_status verify_slot(ds_store *store, const struct ds_index *index, uint64_t slot) {
+    struct ds_found found, same;
+    ds_status status = ds__record_at(store, ds__slot_offset(slot), &found);
+    if (status == DS_OK)
+        status = ds__record_verify(store, &found);
+    if (status != DS_OK)
+        return status;
+    const struct ds_record *record = found.record;
+    uint64_t hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
+    status = ds__find(store, index, hash, record->keyspace, ds__record_key(record), record->key_size, &same);
+    if (status == DS_MISSING || (status == DS_OK && same.offset != found.offset))
+        return ds__fail(DS_CORRUPT, 0,
+                        "%s: the index does not find the record at log offset %llu; close the store in all "
+                        "processes and remove its control file to rebuild it",
+                        store->directory.path, (unsigned long long)found.offset);
+    if (status == DS_OK && record->op == DS_RECORD_BLOB) {
+        struct ds_blob_reference reference;
+        struct ds_mapping *mapping;
+        memcpy(&reference, ds__record_value(record, record->key_size), sizeof reference);
+        status = ds__blob_map(store, &reference, true, &mapping);
+        if (status == DS_OK)
+            ds__mapping_unpin(mapping);
+    }
+    return status;
+}
+
+static ds_status verify_index(ds_store *store) {
+    struct ds_index *index;
+    uint64_t keys = 0;
+    ds_status status = ds__index_now(store, &index);
+    for (uint64_t at = 0; status == DS_OK && at <= index->mask; at++) {
+        uint64_t slot = atomic_load_explicit(&index->slots[at], memory_order_acquire);
+        if (slot == 0)
+            continue;
+        keys++;
+        status = verify_slot(store, index, slot);
+    }
+    if (status == DS_OK && keys != store->control->tail.slots_used)
+        status = ds__fail(DS_CORRUPT, 0, "%s: the index holds %llu keys, the control page counts %llu",
+                          store->directory.path, (unsigned long long)keys,
+                          (unsigned long long)store->control->tail.slots_used);
+    return status;
+}
+
+ds_status ds_verify(ds_store *store, uint64_t *frames) {
+    ds_status status = ds__check(store);
+    if (status != DS_OK)
+        return status;
+    /* Writers wait meanwhile: the index and the log must be seen at one point. A read-only handle cannot make them. */
+    bool locked = !store->options.read_only;
+    if (locked)
+        status = ds__writer_enter(store);
+    if (status != DS_OK)
+        return status;
+    struct verification seen = {store, 0};
+    uint64_t end = atomic_load_explicit(&store->control->committed, memory_order_acquire);
+    status = ds__log_walk(store, end, verify_frame, &seen);
+    if (status == DS_OK)
+        status = verify_index(store);
+    if (locked)
+        ds__writer_leave(store);
+    if (status == DS_OK)
+        *frames = seen.frames;
+    return status;
+}

@@ -1,0 +1,225 @@
+/* sync.c: from the page cache to the disk, and the floor that says how far.
+ *
+ * One process syncs at a time; committers that wait for it find their own commit covered and return. What is committed is
+ * read first, so a sync covers at least everything that was committed when it was asked for.
+ *
+ * A sync that failed is final for every process: after it the kernel may have dropped the dirty pages and call them
+ * clean, so a later success would say nothing about them. That holds too for a sync whose caller died before it could
+ * tell the result: `sync_intent` stands for it, and the range is checked and made dirty again before the next. */
+#include "store.h"
+
+#include "crc32c.h"
+#include "lock.h"
+
+#include <errno.h>
+
+static const char FLOOR[] = "floor";
+
+/* ---- the floor ------------------------------------------------------------------------------------------------- */
+
+ds_status ds__floor_read(const struct ds_directory *directory, const uint8_t uuid[16], struct ds_floor *out) {
+    memset(out, 0, sizeof *out);
+    int fd;
+    ds_status status = ds__os_open(directory, FLOOR, DS_OS_READ, &fd);
+    if (status == DS_MISSING)
+        return DS_OK; /* nothing was ever synced */
+    for (int i = 0; status == DS_OK && i < DS_FLOOR_SLOTS; i++) {
+        struct ds_floor slot = {0};
+        size_t got = 0;
+        status = ds__os_read(directory, FLOOR, fd, &slot, sizeof slot, (uint64_t)i * DS_FLOOR_SPACING, &got);
+        if (status == DS_OK && got == sizeof slot && slot.crc == ds__floor_crc(uuid, &slot) && slot.count > out->count)
+            *out = slot;
+    }
+    ds__os_close(fd);
+    return status;
+}
+
+ds_status ds__floor_write(const struct ds_directory *directory, const uint8_t uuid[16], struct ds_floor *slot,
+                          bool durable) {
+    slot->crc = ds__floor_crc(uuid, slot);
+    int fd;
+    bool made = false;
+    ds_status status = ds__os_open(directory, FLOOR, DS_OS_WRITE, &fd);
+    if (status == DS_MISSING) {
+        status = ds__os_open(directory, FLOOR, DS_OS_CREATE, &fd);
+        made = status == DS_OK;
+    }
+    if (status != DS_OK)
+        return status;
+    status = ds__os_write(directory, FLOOR, fd, slot, sizeof *slot, slot->count % DS_FLOOR_SLOTS * DS_FLOOR_SPACING);
+    if (status == DS_OK && (durable || made))
+        status = ds__os_datasync(directory, FLOOR, fd);
+    ds__os_close(fd);
+    if (status == DS_OK && made)
+        status = ds__os_directory_sync(directory);
+    return status;
+}
+
+/* Under the sync lock. */
+static ds_status raise_floor(ds_store *store, uint64_t offset, uint64_t sequence, uint32_t flags, bool durable) {
+    struct ds_control *control = store->control;
+    struct ds_floor slot = {.offset = offset, .sequence = sequence, .flags = flags};
+    slot.count = atomic_load_explicit(&control->floor_count, memory_order_relaxed) + 1;
+    ds_status status = ds__floor_write(&store->directory, store->uuid, &slot, durable);
+    if (status == DS_OK)
+        atomic_store_explicit(&control->floor_count, slot.count, memory_order_relaxed);
+    return status;
+}
+
+/* ---- the range ------------------------------------------------------------------------------------------------- */
+
+/* The frame at or after `offset`: steps over a segment's unused end and the next one's header. */
+static ds_status next_frame(ds_store *store, uint64_t *offset, uint64_t end, struct ds_segment **segment,
+                            const struct ds_frame **frame) {
+    while (*offset < end) {
+        ds_status status = ds__segments_get(&store->segments, *offset, segment);
+        if (status != DS_OK)
+            return status;
+        if (*offset < (*segment)->base + DS_SEGMENT_HEADER)
+            *offset = (*segment)->base + DS_SEGMENT_HEADER;
+        if ((*segment)->end - *offset >= sizeof(struct ds_frame)) {
+            *frame = (const struct ds_frame *)(const void *)ds__segment_at(*segment, *offset);
+            if ((*frame)->word0 != 0)
+                return DS_OK;
+        }
+        *offset = (*segment)->end;
+    }
+    return DS_MISSING;
+}
+
+/* The blobs that frames in the range name. */
+static ds_status sync_blobs(ds_store *store, uint64_t from, uint64_t to) {
+    struct ds_segment *segment;
+    const struct ds_frame *frame;
+    ds_status status;
+    while ((status = next_frame(store, &from, to, &segment, &frame)) == DS_OK && from < to) {
+        uint64_t at = from + sizeof *frame;
+        for (uint32_t i = 0; i < frame->count; i++) {
+            const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
+            struct ds_blob_reference reference;
+            if (record->op == DS_RECORD_BLOB) {
+                memcpy(&reference, ds__record_value(record, record->key_size), sizeof reference);
+                status = ds__blob_sync(store, &reference);
+                if (status != DS_OK)
+                    return status;
+            }
+            at += ds__record_length(record->key_size, record->value_size);
+        }
+        from += ds__frame_length(frame->word0);
+    }
+    return status == DS_MISSING ? DS_OK : status;
+}
+
+static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
+    bool fresh = from == 0;
+    for (uint64_t at = from; at < to;) {
+        struct ds_segment *segment;
+        char name[DS_NAME_SIZE];
+        ds_status status = ds__segments_get(&store->segments, at, &segment);
+        if (status != DS_OK)
+            return status;
+        uint64_t stop = to < segment->end ? to : segment->end;
+        /* From the first byte when nothing of it was synced yet: its header belongs to the promise. */
+        uint64_t start = at <= segment->base + DS_SEGMENT_HEADER ? segment->base : at;
+        fresh = fresh || start == segment->base;
+        ds__segment_name(segment->base, name);
+        status = ds__os_range_sync(&store->directory, name, ds__segment_at(segment, start), stop - start);
+        if (status != DS_OK)
+            return status;
+        at = segment->end;
+    }
+    return fresh ? ds__os_directory_sync(&store->directory) : DS_OK;
+}
+
+static ds_status ignore_frame(void *context, struct ds_segment *segment, uint64_t offset,
+                              const struct ds_frame *frame) {
+    (void)context;
+    (void)segment;
+    (void)offset;
+    (void)frame;
+    return DS_OK;
+}
+
+/* After the death of a syncing process: whatever its sync came to, the next one writes every page of the range again. */
+static ds_status redirty(ds_store *store, uint64_t from, uint64_t to) {
+    ds_status status = ds__log_walk(store, to, ignore_frame, NULL);
+    for (uint64_t at = from; status == DS_OK && at < to; at += 4096) {
+        struct ds_segment *segment;
+        status = ds__segments_get(&store->segments, at, &segment);
+        if (status ==
+            DS_OK) /* adds nothing to a word that others only read: the page is dirty, its bytes are the same */
+            atomic_fetch_or_explicit((_Atomic uint64_t *)(void *)ds__segment_at(segment, at & ~UINT64_C(7)), 0,
+                                     memory_order_relaxed);
+    }
+    return status;
+}
+
+static ds_status sync_locked(ds_store *store, uint64_t to) {
+    struct ds_control *control = store->control;
+    uint64_t from = atomic_load_explicit(&control->synced, memory_order_relaxed);
+    int sticky = atomic_load_explicit(&control->sync_error, memory_order_relaxed);
+    if (sticky != 0)
+        return ds__fail(DS_IO, sticky,
+                        "%s: an earlier sync failed (errno %d); what was committed since log offset %llu may not be on "
+                        "disk. Copy the store to another disk",
+                        store->directory.path, sticky, (unsigned long long)from);
+    uint64_t unknown = atomic_load_explicit(&control->sync_intent, memory_order_relaxed);
+    ds_status status = unknown != 0 ? redirty(store, from, unknown) : DS_OK;
+    if (status != DS_OK || to <= from)
+        return status;
+    atomic_store_explicit(&control->sync_intent, to, memory_order_relaxed);
+    /* `after` was filled before the commit point was passed, so it knows of every blob below `to`. */
+    uint64_t last_blob = control->intent.after.last_blob;
+    if (last_blob < control->tail.last_blob)
+        last_blob = control->tail.last_blob;
+    if (last_blob >= from)
+        status = sync_blobs(store, from, to);
+    if (status == DS_OK)
+        status = sync_segments(store, from, to);
+    if (status == DS_OK)
+        atomic_store_explicit(&control->synced, to, memory_order_release);
+    else if (status == DS_IO || status == DS_FULL)
+        atomic_store_explicit(&control->sync_error, ds_error_errno() ? ds_error_errno() : EIO, memory_order_relaxed);
+    atomic_store_explicit(&control->sync_intent, 0, memory_order_relaxed);
+    return status;
+}
+
+ds_status ds__sync(ds_store *store, bool clean) {
+    struct ds_control *control = store->control;
+    uint64_t to = atomic_load_explicit(&control->committed, memory_order_acquire);
+    uint64_t sequence = control->tail.sequence; /* exact when `clean`: nobody else has the store then */
+    if (!clean && atomic_load_explicit(&control->synced, memory_order_acquire) >= to &&
+        atomic_load_explicit(&control->sync_error, memory_order_relaxed) == 0)
+        return DS_OK;
+    bool died;
+    ds_status status = ds__lock_take(&control->sync_lock, store->options.lock_timeout_ms, store->directory.path, &died);
+    if (status != DS_OK)
+        return status;
+    uint64_t before = atomic_load_explicit(&control->synced, memory_order_relaxed);
+    status = sync_locked(store, to);
+    /* On disk itself only when it says that the store ends here: one that is too low merely makes a damaged log look
+     * torn. */
+    if (status == DS_OK && (clean || before < to))
+        status = raise_floor(store, to, sequence, clean ? DS_FLOOR_CLEAN : 0, clean);
+    ds__lock_release(&control->sync_lock);
+    return status;
+}
+
+ds_status ds_sync(ds_store *store) {
+    ds_status status = ds__check_writable(store);
+    return status == DS_OK ? ds__sync(store, false) : status;
+}
+
+ds_status ds__floor_reopen(ds_store *store) {
+    struct ds_floor floor;
+    ds_status status = ds__floor_read(&store->directory, store->uuid, &floor);
+    if (status != DS_OK || (floor.flags & DS_FLOOR_CLEAN) == 0)
+        return status;
+    bool died;
+    status = ds__lock_take(&store->control->sync_lock, store->options.lock_timeout_ms, store->directory.path, &died);
+    if (status != DS_OK)
+        return status;
+    status = raise_floor(store, floor.offset, floor.sequence, 0, true);
+    ds__lock_release(&store->control->sync_lock);
+    return status;
+}

@@ -1,0 +1,127 @@
+# The engine's C interface (csrc/include/dora_state.h) for Cython.
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "dora_state.h" nogil:
+    ctypedef enum ds_status:
+        DS_OK
+        DS_MISSING
+        DS_INVALID
+        DS_TOO_LARGE
+        DS_NO_MEMORY
+        DS_IO
+        DS_FULL
+        DS_NOT_A_STORE
+        DS_FORMAT
+        DS_CORRUPT
+        DS_TIMEOUT
+        DS_CONFLICT
+        DS_FENCED
+        DS_FORKED
+        DS_READ_ONLY
+        DS_IN_USE
+        DS_UNSUPPORTED
+        DS_CLOSED
+
+    const char *ds_status_name(ds_status status)
+    const char *ds_error()
+    int ds_error_errno()
+    uint64_t ds_error_sequence()
+
+    ctypedef struct ds_store:
+        pass
+
+    ctypedef enum ds_durability:
+        DS_PROCESS
+        DS_GROUP
+        DS_COMMIT
+
+    enum:
+        DS_USER
+        DS_RUNTIME
+        DS_KEYSPACES
+        DS_KEY_LIMIT
+        DS_GROUP_MS
+        DS_LOCK_TIMEOUT_MS
+
+    ctypedef struct ds_options:
+        ds_durability durability
+        uint32_t group_ms
+        int32_t lock_timeout_ms
+        bint read_only
+        bint create
+        uint64_t incarnation
+
+    void ds_options_init(ds_options *options)
+    ds_status ds_open(const char *path, const ds_options *options, ds_store **out)
+    ds_status ds_close(ds_store *store)
+
+    ctypedef enum ds_change_kind:
+        DS_PUT
+        DS_DELETE
+        DS_EXPECT
+
+    ctypedef struct ds_change:
+        ds_change_kind kind
+        uint8_t keyspace
+        bint expect
+        uint64_t expected
+        const void *key
+        size_t key_size
+        const void *value
+        size_t value_size
+
+    ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence)
+    ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
+                     size_t value_size, uint64_t *sequence)
+    ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence)
+
+    ctypedef struct ds_value:
+        const void *data
+        size_t size
+        uint64_t sequence
+        void *owner
+
+    ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out)
+    void ds_pin(const ds_value *value)
+    void ds_unpin(const ds_value *value)
+
+    ctypedef struct ds_cursor:
+        pass
+
+    ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out)
+    ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value)
+    void ds_cursor_close(ds_cursor *cursor)
+
+    ds_status ds_settle(ds_store *store, uint64_t *sequence)
+    ds_status ds_fence(ds_store *store, uint64_t incarnation, uint64_t *sequence)
+    ds_status ds_sync(ds_store *store)
+
+    ctypedef struct ds_stats:
+        uint64_t keys[2]
+        uint64_t live_bytes
+        uint64_t log_bytes
+        uint64_t sequence
+        uint64_t committed
+        uint64_t synced
+        uint64_t fence
+        uint64_t dropped_bytes
+        uint64_t repairs
+        uint64_t index_slots
+
+    ds_status ds_stats_read(ds_store *store, ds_stats *out)
+    ds_status ds_verify(ds_store *store, uint64_t *frames)
+
+
+cdef class Store:
+    cdef ds_store *handle
+    cdef readonly str path
+    cdef readonly str durability
+    cdef readonly bint read_only
+    cdef readonly unsigned long long incarnation
+    cdef object __weakref__
+
+
+cdef class Batch:
+    cdef Store store
+    cdef list changes

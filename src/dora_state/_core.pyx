@@ -1,0 +1,472 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, embedsignature=True, freethreading_compatible=False
+"""The binding of the store engine: convert, one C call, check, convert back.
+
+The GIL is held for lookups and small puts, which are shorter than releasing it (a put costs about 100 ns, giving the
+GIL up and taking it back 40 ns and a chance to wait for another thread); it is released for large copies, syncs, opens
+and whatever may wait.
+"""
+
+import os
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from dora_state import errors
+
+USER = DS_USER
+RUNTIME = DS_RUNTIME
+
+cdef enum:
+    LARGE = 64 * 1024  # bytes; from here on a copy takes longer than giving up the GIL
+
+cdef str _process = "process"
+cdef dict _durabilities = {"process": DS_PROCESS, "group": DS_GROUP, "commit": DS_COMMIT}
+
+# Status -> exception class. MISSING is a KeyError of the key, told where the key is known.
+cdef dict _classes = {
+    DS_INVALID: ValueError,
+    DS_TOO_LARGE: errors.TooLarge,
+    DS_NO_MEMORY: MemoryError,
+    DS_IO: errors.StoreIOError,
+    DS_FULL: errors.StoreFull,
+    DS_NOT_A_STORE: errors.NotAStoreError,
+    DS_FORMAT: errors.FormatError,
+    DS_CORRUPT: errors.CorruptionError,
+    DS_TIMEOUT: errors.LockTimeout,
+    DS_CONFLICT: errors.Conflict,
+    DS_FENCED: errors.Fenced,
+    DS_FORKED: errors.ForkedHandle,
+    DS_READ_ONLY: errors.ReadOnlyError,
+    DS_IN_USE: errors.StoreInUse,
+    DS_UNSUPPORTED: errors.UnsupportedError,
+    DS_CLOSED: errors.StoreClosed,
+}
+
+
+cdef object _error(ds_status status):
+    """The exception for this thread's last failure."""
+    cdef bytes sentence = ds_error()
+    message = sentence.decode("utf-8", "replace")
+    if status == DS_CONFLICT:
+        return errors.Conflict(message, ds_error_sequence())
+    if status == DS_IO or status == DS_FULL:
+        return _classes[status](ds_error_errno(), message)
+    return _classes[status](message)
+
+
+cdef inline const char *_key(object key, Py_ssize_t *size) except NULL:
+    if not isinstance(key, str):
+        raise TypeError(f"a key is a str, not {type(key).__name__}")
+    return PyUnicode_AsUTF8AndSize(key, size)
+
+
+cdef object _not_a_buffer(object value):
+    if isinstance(value, str):
+        return TypeError("a value is bytes or another buffer, not str; encode it first: value.encode()")
+    if PyObject_CheckBuffer(value):
+        return ValueError(f"a value is a contiguous buffer; this {type(value).__name__} is not (make a contiguous copy)")
+    return TypeError(f"a value is bytes or another buffer, not {type(value).__name__}")
+
+
+cdef int _open_buffer(object value, Py_buffer *view) except -1:
+    try:
+        return PyObject_GetBuffer(value, view, PyBUF_SIMPLE)
+    except (TypeError, BufferError, ValueError):
+        raise _not_a_buffer(value) from None
+
+
+cdef class _Pinned:
+    """Keeps a value in the log readable for as long as a memoryview of it lives."""
+
+    cdef ds_value value
+
+    def __dealloc__(self):
+        if self.value.owner is not NULL:
+            ds_unpin(&self.value)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, <void *>self.value.data, <Py_ssize_t>self.value.size, 1, flags)
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        pass
+
+
+cdef object _copy(ds_value *value):
+    """The value as bytes; gives up the pin."""
+    cdef object out
+    cdef char *to
+    try:
+        out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>value.size)
+        to = PyBytes_AS_STRING(out)
+        if value.size < LARGE:
+            memcpy(to, value.data, value.size)
+        else:
+            with nogil:
+                memcpy(to, value.data, value.size)
+    finally:
+        ds_unpin(value)
+    return out
+
+
+cdef class Store:
+    """One handle on a store in a directory.
+
+    path: the directory; made (mode 0700) when it is not there and `create` is true.
+    durability: when a put returns: "process" (it survives the death of any process), "group" (and, `group_ms`
+        milliseconds later at most, power loss), "commit" (it survives power loss).
+    lock_timeout: seconds to wait for another writer before LockTimeout; None: for ever.
+    read_only: change no byte, not even of the index.
+    incarnation: 0, or a number; commits raise Fenced once a higher one was given to `fence`.
+    """
+
+    def __cinit__(self):
+        self.handle = NULL
+
+    def __init__(self, path, *, str durability="process", int group_ms=DS_GROUP_MS, lock_timeout=10.0,
+                 bint read_only=False, bint create=True, unsigned long long incarnation=0):
+        cdef ds_options options
+        cdef ds_status status
+        cdef bytes name = os.fsencode(path)
+        cdef const char *c_name = name
+        if self.handle is not NULL:
+            raise errors.StateError(f"{self.path}: this handle is open already; make another Store")
+        if b"\0" in name:
+            raise ValueError("a path holds no NUL byte")
+        if durability not in _durabilities:
+            raise ValueError(f'durability is "process", "group" or "commit", not {durability!r}')
+        if group_ms < 1:
+            raise ValueError(f"group_ms is at least 1 millisecond, not {group_ms}")
+        if lock_timeout is not None and not 0 <= lock_timeout <= 2_000_000:
+            raise ValueError(f"lock_timeout is None or 0 to 2000000 seconds, not {lock_timeout!r}")
+        ds_options_init(&options)
+        options.durability = _durabilities[durability]
+        options.group_ms = group_ms
+        options.lock_timeout_ms = -1 if lock_timeout is None else <int>(lock_timeout * 1000)
+        options.read_only = read_only
+        options.create = create
+        options.incarnation = incarnation
+        with nogil:
+            status = ds_open(c_name, &options, &self.handle)
+        if status != DS_OK:
+            raise _error(status)
+        self.path = os.fsdecode(name)
+        self.durability = _process if durability == _process else durability
+        self.read_only = read_only
+        self.incarnation = incarnation
+
+    def __dealloc__(self):
+        # The last resort of a handle nobody closed; what it was told to keep is in the log already.
+        if self.handle is not NULL:
+            ds_close(self.handle)
+
+    @property
+    def closed(self):
+        """Whether close() was called."""
+        return self.handle is NULL
+
+    def close(self):
+        """Sync what was committed and give the handle back; views stay valid. Idempotent."""
+        cdef ds_store *handle = self.handle
+        cdef ds_status status
+        self.handle = NULL
+        with nogil:
+            status = ds_close(handle)
+        if status != DS_OK:
+            raise _error(status)
+
+    def put(self, str key not None, value):
+        """Keep `value` (a contiguous buffer; copied) under `key`. Returns the commit's sequence."""
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef uint64_t sequence = 0
+        cdef ds_status status
+        cdef Py_buffer view
+        if PyBytes_CheckExact(value) and PyBytes_GET_SIZE(value) < LARGE and self.durability is _process:
+            status = ds_put(self.handle, DS_USER, c_key, key_size, PyBytes_AS_STRING(value),
+                            PyBytes_GET_SIZE(value), &sequence)
+        else:
+            _open_buffer(value, &view)
+            with nogil:
+                status = ds_put(self.handle, DS_USER, c_key, key_size, view.buf, view.len, &sequence)
+            PyBuffer_Release(&view)
+        if status != DS_OK:
+            raise _error(status)
+        return sequence
+
+    def get(self, str key not None, default=None):
+        """The value of `key` as bytes, or `default` if it is missing."""
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef ds_value value
+        cdef ds_status status = ds_get(self.handle, DS_USER, c_key, key_size, &value)
+        if status == DS_OK:
+            return _copy(&value)
+        if status == DS_MISSING:
+            return default
+        raise _error(status)
+
+    def view(self, str key not None):
+        """The value of `key` where it lies in the log: a read-only memoryview of bytes, not copied.
+
+        It stays valid and unchanged while it lives, through overwrites, deletes and close().
+        Raises KeyError if the key is missing. Values from 4 KiB up are not checked against their hash here.
+        """
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef _Pinned pinned = _Pinned.__new__(_Pinned)
+        cdef ds_status status = ds_get(self.handle, DS_USER, c_key, key_size, &pinned.value)
+        if status == DS_OK:
+            return memoryview(pinned)
+        pinned.value.owner = NULL
+        if status == DS_MISSING:
+            raise KeyError(key)
+        raise _error(status)
+
+    def delete(self, str key not None):
+        """Forget `key`. Returns the commit's sequence; raises KeyError if it is missing."""
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef uint64_t sequence = 0
+        cdef ds_status status
+        with nogil:
+            status = ds_delete(self.handle, DS_USER, c_key, key_size, &sequence)
+        if status == DS_OK:
+            return sequence
+        if status == DS_MISSING:
+            raise KeyError(key)
+        raise _error(status)
+
+    def __getitem__(self, key):
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = _key(key, &key_size)
+        cdef ds_value value
+        cdef ds_status status = ds_get(self.handle, DS_USER, c_key, key_size, &value)
+        if status == DS_OK:
+            return _copy(&value)
+        if status == DS_MISSING:
+            raise KeyError(key)
+        raise _error(status)
+
+    def __setitem__(self, key, value):
+        if not isinstance(key, str):
+            raise TypeError(f"a key is a str, not {type(key).__name__}")
+        self.put(key, value)
+
+    def __delitem__(self, key):
+        if not isinstance(key, str):
+            raise TypeError(f"a key is a str, not {type(key).__name__}")
+        self.delete(key)
+
+    def __contains__(self, key):
+        cdef Py_ssize_t key_size
+        cdef const char *c_key
+        cdef ds_value value
+        cdef ds_status status
+        if not isinstance(key, str):
+            return False
+        c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        status = ds_get(self.handle, DS_USER, c_key, key_size, &value)
+        if status == DS_OK:
+            ds_unpin(&value)
+            return True
+        if status == DS_MISSING:
+            return False
+        raise _error(status)
+
+    def __len__(self):
+        return self.stats()["keys"]
+
+    def _get(self, int keyspace, str key not None):
+        """(value, sequence) of a key of any keyspace, or None if it is missing."""
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef ds_value value
+        cdef ds_status status = ds_get(self.handle, <uint8_t>keyspace, c_key, key_size, &value)
+        if status == DS_OK:
+            sequence = value.sequence
+            return _copy(&value), sequence
+        if status == DS_MISSING:
+            return None
+        raise _error(status)
+
+    def _scan(self, int keyspace):
+        """Iterates over (key, value, sequence) of a keyspace as it stood when the iteration began."""
+        return _Scan(self, keyspace)
+
+    def _batch(self):
+        """An empty Batch for this store."""
+        cdef Batch batch = Batch.__new__(Batch)
+        batch.store = self
+        batch.changes = []
+        return batch
+
+    def settle(self):
+        """Repair what a dead writer left, so that what is read afterwards is decided. Returns the sequence."""
+        cdef uint64_t sequence = 0
+        cdef ds_status status
+        with nogil:
+            status = ds_settle(self.handle, &sequence)
+        if status != DS_OK:
+            raise _error(status)
+        return sequence
+
+    def fence(self, unsigned long long incarnation):
+        """settle(), and from now on commits of handles with a lower incarnation raise Fenced."""
+        cdef uint64_t sequence = 0
+        cdef ds_status status
+        with nogil:
+            status = ds_fence(self.handle, incarnation, &sequence)
+        if status != DS_OK:
+            raise _error(status)
+        return sequence
+
+    def sync(self):
+        """Return when all that is committed survives power loss."""
+        cdef ds_status status
+        with nogil:
+            status = ds_sync(self.handle)
+        if status != DS_OK:
+            raise _error(status)
+
+    def verify(self):
+        """Check every frame and record of the log and every slot of the index; returns the number of frames.
+
+        Raises CorruptionError at the first that is wrong. Writers wait meanwhile.
+        """
+        cdef uint64_t frames = 0
+        cdef ds_status status
+        with nogil:
+            status = ds_verify(self.handle, &frames)
+        if status != DS_OK:
+            raise _error(status)
+        return frames
+
+    def stats(self):
+        """Numbers about the store: keys, bytes, offsets, sequences (see ds_stats in dora_state.h)."""
+        cdef ds_stats stats
+        cdef ds_status status = ds_stats_read(self.handle, &stats)
+        if status != DS_OK:
+            raise _error(status)
+        return {
+            "keys": stats.keys[DS_USER],
+            "runtime_keys": stats.keys[DS_RUNTIME],
+            "live_bytes": stats.live_bytes,
+            "log_bytes": stats.log_bytes,
+            "sequence": stats.sequence,
+            "committed": stats.committed,
+            "synced": stats.synced,
+            "fence": stats.fence,
+            "dropped_bytes": stats.dropped_bytes,
+            "repairs": stats.repairs,
+            "index_slots": stats.index_slots,
+        }
+
+
+cdef class _Scan:
+    """An iterator over one keyspace at one point."""
+
+    cdef Store store
+    cdef ds_cursor *cursor
+
+    def __cinit__(self, Store store not None, int keyspace):
+        self.store = store
+        self.cursor = NULL
+        cdef ds_status status = ds_cursor_open(store.handle, <uint8_t>keyspace, &self.cursor)
+        if status != DS_OK:
+            raise _error(status)
+
+    def __dealloc__(self):
+        if self.cursor is not NULL:
+            ds_cursor_close(self.cursor)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef const void *key
+        cdef size_t key_size
+        cdef ds_value value
+        cdef ds_status status
+        if self.store.handle is NULL:  # the cursor looks into a handle that is gone
+            raise errors.StoreClosed(f"{self.store.path}: the store was closed during an iteration")
+        with nogil:
+            status = ds_cursor_next(self.cursor, &key, &key_size, &value)
+        if status == DS_MISSING:
+            raise StopIteration
+        if status != DS_OK:
+            raise _error(status)
+        name = PyUnicode_DecodeUTF8(<const char *>key, <Py_ssize_t>key_size, NULL)
+        sequence = value.sequence
+        return name, _copy(&value), sequence
+
+
+
+cdef class Batch:
+    """Changes that become one commit: all or nothing, for readers and after a crash.
+
+    Values are copied when they are given. A key named twice takes its last change.
+    """
+
+    def put(self, str key not None, value, int keyspace=DS_USER, expected=None):
+        """Keep `value` under `key`; with `expected`, only if the key is at that sequence (0: missing)."""
+        cdef Py_buffer view
+        if not PyBytes_CheckExact(value):
+            _open_buffer(value, &view)
+            try:
+                value = PyBytes_FromStringAndSize(<char *>view.buf, view.len)
+            finally:
+                PyBuffer_Release(&view)
+        self.changes.append((DS_PUT, keyspace, key.encode(), value, expected))
+
+    def delete(self, str key not None, int keyspace=DS_USER, expected=None):
+        """Forget `key`; a missing one is fine."""
+        self.changes.append((DS_DELETE, keyspace, key.encode(), b"", expected))
+
+    def expect(self, str key not None, unsigned long long sequence, int keyspace=DS_USER):
+        """Write nothing, but raise Conflict at commit() unless `key` is at `sequence` (0: missing)."""
+        self.changes.append((DS_EXPECT, keyspace, key.encode(), b"", sequence))
+
+    def clear(self):
+        """Forget all changes."""
+        self.changes.clear()
+
+    def __len__(self):
+        return len(self.changes)
+
+    def commit(self):
+        """Commit the changes and empty the batch; returns the sequence. On an error the batch is as it was."""
+        cdef Py_ssize_t count = len(self.changes)
+        cdef Py_ssize_t i
+        cdef uint64_t sequence = 0
+        cdef ds_status status
+        cdef ds_change *change
+        cdef ds_change *changes = <ds_change *>PyMem_Malloc(max(1, count) * sizeof(ds_change))
+        if changes is NULL:
+            raise MemoryError()
+        kept = self.changes  # the bytes objects that `changes` points into
+        try:
+            memset(changes, 0, max(1, count) * sizeof(ds_change))
+            for i in range(count):
+                kind, keyspace, key, value, expected = kept[i]
+                change = &changes[i]
+                change.kind = kind
+                change.keyspace = keyspace
+                change.key = PyBytes_AS_STRING(key)
+                change.key_size = PyBytes_GET_SIZE(key)
+                change.value = PyBytes_AS_STRING(value)
+                change.value_size = PyBytes_GET_SIZE(value)
+                if expected is not None:
+                    change.expect = True
+                    change.expected = expected
+            with nogil:
+                status = ds_commit(self.store.handle, changes, count, &sequence)
+        finally:
+            PyMem_Free(changes)
+        if status != DS_OK:
+            raise _error(status)
+        self.changes = []
+        return sequence
