@@ -505,7 +505,10 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         memset(few, 0, count * sizeof *few);
     }
     bool written = false;
-    status = commit(store, changes, plans, count, &written, sequence);
+    uint64_t at = 0;
+    status = commit(store, changes, plans, count, &written, &at);
+    if (status == DS_OK && sequence != NULL)
+        *sequence = at;
     if (plans != few)
         free(plans);
     if (status == DS_OK && written && store->options.durability == DS_COMMIT)
@@ -553,7 +556,8 @@ ds_status ds_settle(ds_store *store, uint64_t *sequence) {
         status = ds__writer_enter(store);
     if (status != DS_OK)
         return status;
-    *sequence = store->control->tail.sequence;
+    if (sequence != NULL)
+        *sequence = store->control->tail.sequence;
     ds__writer_leave(store);
     return DS_OK;
 }
@@ -566,7 +570,8 @@ ds_status ds_fence(ds_store *store, uint64_t incarnation, uint64_t *sequence) {
         return status;
     if (atomic_load_explicit(&store->control->fence, memory_order_relaxed) < incarnation)
         atomic_store_explicit(&store->control->fence, incarnation, memory_order_relaxed);
-    *sequence = store->control->tail.sequence;
+    if (sequence != NULL)
+        *sequence = store->control->tail.sequence;
     ds__writer_leave(store);
     return DS_OK;
 }

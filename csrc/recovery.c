@@ -159,6 +159,9 @@ static ds_status walk_log(const struct walk *walk, const struct inventory *files
         }
         if (status != DS_OK)
             return status;
+        /* Torn bytes that the segment before ends with are history: recovery or repair sealed it there, and this
+         * header vouches for exactly that end. */
+        end->torn = false;
         end->segment = segment;
         end->offset = segment->base + DS_SEGMENT_HEADER;
         end->crc = segment->header_crc;
@@ -168,8 +171,6 @@ static ds_status walk_log(const struct walk *walk, const struct inventory *files
         status = walk_segment(walk, segment, end);
         if (status != DS_OK)
             return status;
-        if (end->torn)
-            break;
     }
     return DS_OK;
 }

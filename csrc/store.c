@@ -288,7 +288,7 @@ ds_status ds_verify(ds_store *store, uint64_t *frames) {
         status = verify_index(store);
     if (locked)
         ds__writer_leave(store);
-    if (status == DS_OK)
+    if (status == DS_OK && frames != NULL)
         *frames = seen.frames;
     return status;
 }

@@ -6,12 +6,14 @@
  * Conventions
  *  1. Every call that can fail returns a ds_status and passes its results through pointers. On failure nothing
  *     has changed, in the store or behind the pointers, unless the call says otherwise.
+ *     A pointer for a sequence or a count may be NULL.
  *  2. ds_error() gives the sentence that belongs to the last failure in this thread: what happened, which file,
  *     offset or key, and what to do next.
  *  3. Keys and values are pointer plus size in bytes; any bytes are allowed, none are terminated.
  *  4. A key lives in a keyspace. DS_USER holds what the user puts; DS_RUNTIME what the operator runtime notes
  *     beside it in the same commit. No key of one can collide with a key of the other.
- *  5. A handle may be used by several threads. After fork() the child's copy answers DS_FORKED to everything.
+ *  5. A handle may be used by several threads. After fork() the child's copy answers DS_FORKED to everything
+ *     but ds_close(), which frees the child's memory and touches nothing else.
  *  6. The library prints nothing, never aborts on input, starts no thread on its own account in `process` mode.
  */
 #ifndef DORA_STATE_H
