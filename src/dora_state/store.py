@@ -1,0 +1,191 @@
+"""The store as Python sees it: the handle of the engine, with the methods of a mapping.
+
+The fast calls (put, get, delete, view, [], in, len) are the engine's own methods, inherited; nothing wraps them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import (
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    ValuesView,
+)
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+
+from . import _core
+from .errors import Conflict
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Self
+
+_T = TypeVar("_T")
+_RAISE: Any = object()
+
+
+class Entry(NamedTuple):
+    """A value, and the sequence of the commit that wrote it."""
+
+    value: bytes
+    sequence: int
+
+
+class Store(_core.Store, MutableMapping[str, bytes]):
+    """A crash-safe key-value store in a directory, open to any number of processes of this machine.
+
+        with Store("robot", durability="process") as store:
+            store["pose"] = buffer
+            with store.batch() as batch:
+                batch.put("map", grid)
+                batch.delete("draft")
+
+    Keys are str, values any C-contiguous buffer; they come back as bytes. What a call has written when it returns is
+    visible to every process and survives the death of any of them; see docs/consistency.md for power loss.
+
+    Args:
+        path: the directory; created if it is not there, unless `create` is false.
+        durability: "process", "group" or "commit".
+        group_ms: within how many milliseconds `group` is on disk.
+        lock_timeout: how many seconds a write waits for another process that is writing; None: for ever.
+        read_only: change nothing, not even to repair.
+        incarnation: commits are refused with Fenced once a higher one was fenced in; 0: never.
+
+    Raises the errors of `dora_state.errors`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], **options: Any) -> None:
+        super().__init__(os.fspath(path), **options)
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ", read_only=True" if self.read_only else ""
+        return f"Store({self.path!r}, durability={self.durability!r}{state})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Reading. Keys, values and items are each taken at one point, also while other processes write.
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key, _, _ in self._scan(_core.USER))
+
+    def values(self) -> ValuesView[bytes]:
+        return _Values(self)
+
+    def items(self) -> ItemsView[str, bytes]:
+        return _Items(self)
+
+    def entry(self, key: str) -> Entry:
+        """The value of a key with its sequence, for `compare_and_put`. KeyError if it is missing."""
+        found = self._get(_core.USER, key)
+        if found is None:
+            raise KeyError(key)
+        return Entry(*found)
+
+    # Writing
+
+    @contextmanager
+    def batch(self) -> Iterator[_core.Batch]:
+        """Collects changes and makes them one commit at the end of the block; an exception discards them."""
+        batch = self._batch()
+        yield batch
+        batch.commit()
+
+    def compare_and_put(self, key: str, value: Buffer, *, expected: int) -> int:
+        """Puts only if the key is at this sequence still (0: is missing); else Conflict, with the real sequence."""
+        batch = self._batch()
+        batch.put(key, value, _core.USER, expected)
+        return batch.commit()
+
+    def modify(self, key: str, function: Callable[[bytes | None], Buffer]) -> int:
+        """Puts what `function` makes of the present value (None: missing); calls it again if another was faster."""
+        while True:
+            value, sequence = self._get(_core.USER, key) or (None, 0)
+            try:
+                return self.compare_and_put(key, function(value), expected=sequence)
+            except Conflict:
+                continue
+
+    def update(  # type: ignore[override]
+        self,
+        other: Mapping[str, Buffer] | Iterable[tuple[str, Buffer]] = (),
+        /,
+        **more: Buffer,
+    ) -> int:
+        """Puts all of these in one commit and returns its sequence."""
+        batch = self._batch()
+        for key, value in dict(other, **more).items():
+            batch.put(key, value)
+        return batch.commit()
+
+    def clear(self) -> None:
+        """Deletes all keys in one commit."""
+        batch = self._batch()
+        for key in self:
+            batch.delete(key)
+        batch.commit()
+
+    @overload
+    def pop(self, key: str) -> bytes: ...
+    @overload
+    def pop(self, key: str, default: _T) -> bytes | _T: ...
+    def pop(self, key: str, default: Any = _RAISE) -> Any:
+        """Deletes a key and returns the very value that it deleted."""
+        while found := self._get(_core.USER, key):
+            value, sequence = found
+            batch = self._batch()
+            batch.delete(key, _core.USER, sequence)
+            try:
+                batch.commit()
+                return value
+            except Conflict:
+                continue
+        if default is _RAISE:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[str, bytes]:
+        """Deletes some key and returns it with its value."""
+        for key in self:
+            if (value := self.pop(key, None)) is not None:
+                return key, value
+        raise KeyError("the store is empty")
+
+    def setdefault(self, key: str, default: Buffer = b"") -> bytes:
+        """The value of a key, which is put there if there is none."""
+        while (found := self._get(_core.USER, key)) is None:
+            try:
+                self.compare_and_put(key, default, expected=0)
+            except Conflict:
+                continue
+        return found[0]
+
+
+class _Values(ValuesView[bytes]):
+    _mapping: Store
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (value for _, value, _ in self._mapping._scan(_core.USER))
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == mine for mine in self)
+
+
+class _Items(ItemsView[str, bytes]):
+    _mapping: Store
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        return ((key, value) for key, value, _ in self._mapping._scan(_core.USER))
