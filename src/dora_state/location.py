@@ -1,0 +1,290 @@
+"""Where state lives: one directory for a dataflow, by default `state` beside it.
+
+    state/
+    ├── .dora-state           says that the directory is ours, and its format
+    ├── counter/              the private store of the operator of node `counter`
+    ├── counter.lock          locked by the node's host while it lives; records its run, and how it ended
+    ├── counter.discarded-*/  state that was not adopted, on its way out
+    ├── shared/               the shared store of the dataflow
+    └── shared.lock, .users   who uses the shared store: membership.py
+
+A run is a dataflow id, which dora makes anew at each start. Within a run state is always carried on, also when dora
+restarts our host. Between runs, after a clean stop, a run starts empty; after any other end, and also when we cannot
+tell, it adopts the state. `keep` always adopts, `fresh` never. Starting empty renames the directory aside; it is
+deleted when the run is over or the next begins. So what was half deleted is never adopted, and an operator that
+cannot even be imported has cost nothing.
+
+A node id never becomes a path component as it is: see `escape`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import membership, run_record
+from .errors import OperatorError
+from .lockfile import LockFile
+from .membership import Membership
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_TAG = ".dora-state"
+_ELSEWHERE = "choose another place with --state-dir or DORA_STATE_DIR"
+_NAME_LIMIT = (
+    120  # of an escaped node id: leaves room for our suffixes below the 255 bytes of a file name
+)
+_PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+# The kernel gives back the lock of a killed owner when its memory is down: 61 ms after the kill at 1 GiB.
+_PATIENCE_S = 2.0
+
+
+@dataclass
+class Claim:
+    """The right of one host to the state of one node. It lasts until `finish`, or until the process ends."""
+
+    path: Path
+    """The private store of the operator."""
+    shared: Path
+    """The shared store of the dataflow."""
+    adopted: bool
+    """Whether `path` holds state from before."""
+    _name: str = field(repr=False)
+    _past: dict[str, Any] = field(repr=False)
+    _aside: Path | None = field(repr=False)
+    _lock: LockFile = field(repr=False)
+    _membership: Membership = field(repr=False)
+
+    def finish(self, clean: bool) -> None:
+        """Gives the state back. `clean`: this was an orderly stop, and the next run may start empty.
+
+        Close the stores first: closing syncs them, and what is on disk of a clean end must not precede the
+        state that it speaks of.
+        """
+        if clean:
+            self._membership.leave_cleanly(self._name)
+            self._lock.write({**self._lock.read(), "ended": "clean"})
+        self._release()
+
+    def abandon(self) -> None:
+        """Gives the state back as it was found, because the operator never ran."""
+        if self._aside:
+            with contextlib.suppress(FileNotFoundError):
+                _set_aside(self.path)
+            self._aside.rename(self.path)
+            _sync_directory(self.path.parent)
+        self._lock.write(self._past)
+        self._release()
+
+    def _release(self) -> None:
+        try:
+            _sweep(self.path)
+        finally:
+            self._membership.close()
+            self._lock.close()
+
+
+def claim(
+    dataflow_id: str,
+    node_id: str,
+    *,
+    state_dir: Path | None = None,
+    keep: bool = False,
+    fresh: bool = False,
+    cwd: Path,
+) -> Claim:
+    """Claims the state of a node for this process, and decides whether it is adopted.
+
+    Args:
+        state_dir: where the state lives; by default `DORA_STATE_DIR`, else `state` in `cwd`.
+        keep: adopt the state also after a clean stop.
+        fresh: start empty also after a crash. A host that dora restarts within the run carries on all the same.
+        cwd: the directory of the dataflow.
+
+    Raises OperatorError if the directory cannot be used, or if another live process owns the state of this node.
+    """
+    if keep and fresh:
+        raise OperatorError("--keep and --fresh exclude each other; use one of them")
+    root = prepare(resolve(state_dir, cwd))
+    note_run(dataflow_id, root)
+    name = escape(node_id)
+    with contextlib.ExitStack() as undo, _as_operator_error(root):
+        lock = LockFile(root / f"{name}.lock")
+        undo.callback(lock.close)
+        if not lock.acquire(timeout_s=_PATIENCE_S):
+            raise OperatorError(
+                f"the state of node {node_id!r} in {root / name} is in use by process"
+                f" {lock.read().get('pid', '?')}; stop that one, or {_ELSEWHERE}"
+            )
+        past = lock.read()
+        adopted = _is_adopted(root / name, past, dataflow_id, keep=keep, fresh=fresh)
+        _sweep(root / name)
+        member = join_shared(root, dataflow_id, operator=name, keep=keep)
+        undo.callback(member.close)
+        aside = None
+        if not adopted and (root / name).exists():
+            # Durable before the new run is on record: else a power loss could leave the old state together with a
+            # record that says to adopt it.
+            aside = _set_aside(root / name)
+        lock.write(
+            {"ended": "no", "dataflow_id": dataflow_id, "node_id": node_id, "pid": os.getpid()}
+        )
+        undo.pop_all()
+    if adopted:
+        reason = _reason(past, dataflow_id)
+        log.info("node %s adopts the state in %s: %s", node_id, root / name, reason)
+    return Claim(root / name, root / "shared", adopted, name, past, aside, lock, member)
+
+
+def join_shared(
+    root: Path, dataflow_id: str, *, operator: str | None = None, keep: bool = False
+) -> Membership:
+    """Makes this process a user of the dataflow's shared store, in `root / "shared"`, for as long as it lives."""
+    return membership.join(root, dataflow_id, operator=operator, keep=keep, patience_s=_PATIENCE_S)
+
+
+def note_run(dataflow_id: str, root: Path) -> None:
+    """Notes where this run keeps its state; refuses a second place for the same run."""
+    noted = run_record.publish(escape(dataflow_id), root)
+    if not os.path.isdir(noted) or not os.path.samefile(noted, root):
+        raise OperatorError(
+            f"dataflow {dataflow_id} keeps its state in {noted}, not in {root};"
+            " give all its operators the same --state-dir"
+        )
+
+
+def resolve(state_dir: Path | None, cwd: Path) -> Path:
+    """The state directory as an absolute path: what was asked for, else DORA_STATE_DIR, else `state` in `cwd`."""
+    return cwd / (state_dir or os.environ.get("DORA_STATE_DIR") or "state")
+
+
+def prepare(root: Path) -> Path:
+    """Makes sure that `root` is a state directory that this process may use; creates it if it is not there."""
+    with _as_operator_error(root):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tag = _read_tag(root)
+        if tag is None:
+            foreign = sorted(name for name in os.listdir(root) if not name.startswith(_TAG))
+            if foreign:
+                tag = _read_tag(
+                    root
+                )  # somebody may just have made it a state directory, and begun to use it
+            if foreign and tag is None:
+                raise OperatorError(
+                    f"{root} is not a state directory of dora-state: it holds {foreign[0]!r}; {_ELSEWHERE}"
+                )
+        if tag is not None and tag.get("format") != FORMAT:
+            raise OperatorError(
+                f"the state directory {root} has format {tag.get('format', 'unknown')!r}, this version"
+                f" knows {FORMAT}; use the dora-state that wrote it, or {_ELSEWHERE}"
+            )
+        if os.stat(root).st_uid != os.geteuid():
+            raise OperatorError(f"the state directory {root} belongs to another user; {_ELSEWHERE}")
+        if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+            raise OperatorError(f"the state directory {root} is not writable; {_ELSEWHERE}")
+        if tag is None:
+            _write_tag(root)
+    return root
+
+
+def escape(node_id: str) -> str:
+    """The file name of a node id. Different ids have different names; none is `shared`, and none has a dot.
+
+    Everything but ASCII letters, digits, `-` and `_` is percent-encoded byte by byte, so an id in NFC and its twin
+    in NFD differ on every file system. What gets too long ends in a hash of the whole.
+    """
+    raw = node_id.encode("utf-8", "surrogatepass")
+    name = "".join(chr(byte) if byte in _PLAIN else f"%{byte:02X}" for byte in raw)
+    if name == "shared":
+        return "%shared"  # nobody else's: behind a percent sign stand two upper-case digits or, below, a dash
+    if not name or len(name) > _NAME_LIMIT:
+        return f"{name[:40]}%-{hashlib.sha256(raw).hexdigest()}"
+    return name
+
+
+def _is_adopted(
+    path: Path, past: dict[str, Any], dataflow_id: str, *, keep: bool, fresh: bool
+) -> bool:
+    """Whether there is state at `path`, and this run goes on with it."""
+    try:
+        present = bool(os.listdir(path))
+    except FileNotFoundError:
+        present = False
+    if past.get("dataflow_id") == dataflow_id:
+        return present
+    return present and (keep or not (fresh or past.get("ended") == "clean"))
+
+
+def _set_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.discarded-{secrets.token_hex(8)}")
+    path.rename(aside)
+    _sync_directory(path.parent)
+    return aside
+
+
+def _sweep(path: Path) -> None:
+    """Deletes what was set aside before."""
+    for discarded in path.parent.glob(f"{path.name}.discarded-*"):
+        shutil.rmtree(discarded)
+
+
+def _reason(past: dict[str, Any], dataflow_id: str) -> str:
+    if past.get("dataflow_id") == dataflow_id:
+        return "its host was restarted"
+    if past.get("ended") == "clean":
+        return "--keep"
+    return f"run {past.get('dataflow_id', '(unknown)')} did not end with a clean stop"
+
+
+@contextlib.contextmanager
+def _as_operator_error(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise OperatorError(
+            f"cannot use {root} for state: {_sentence(error)}; {_ELSEWHERE}"
+        ) from error
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return str(error)
+
+
+def _read_tag(root: Path) -> dict[str, Any] | None:
+    try:
+        tag = json.loads((root / _TAG).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+    return tag if isinstance(tag, dict) else {}
+
+
+def _write_tag(root: Path) -> None:
+    draft = root / f"{_TAG}.{secrets.token_hex(8)}"
+    with open(draft, "x") as file:
+        json.dump({"what": "state of dora operators, see dora-state", "format": FORMAT}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(root / _TAG)
+    _sync_directory(root)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

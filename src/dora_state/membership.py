@@ -1,0 +1,117 @@
+"""The life of the shared store: which run it belongs to, who uses it, and when it is emptied.
+
+    shared.lock     locked for an instant, while somebody joins or leaves. Its record: the run (a dataflow id), the
+                    operators that have not ended cleanly, whether there were any, whether one of them said `keep`.
+    shared.users    locked, together, by every process of the run for as long as it lives.
+
+The first process of a run gets shared.users for itself, which proves that nobody of another run is left, and then
+empties the store if the run before ended cleanly. Two dataflows in one folder therefore never see each other's
+keys: the second is refused while the first lives.
+
+The store is emptied by deleting its keys in one commit, not by removing its files: who has it open from outside,
+say to watch a robot over many runs, must not be left behind with a store that nobody else sees any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ._core import RUNTIME, USER, Store
+from .errors import OperatorError
+from .lockfile import LockFile
+
+log = logging.getLogger(__name__)
+
+# Emptying a large store happens under the lock.
+_LOCK_PATIENCE_S = 10.0
+
+
+class Membership:
+    """One process's use of the shared store of a run. It lasts until `close`, or until the process ends."""
+
+    def __init__(self, root: Path, users: LockFile) -> None:
+        self._root = root
+        self._users = users
+
+    def leave_cleanly(self, operator: str) -> None:
+        """Notes that this operator had a clean stop."""
+        lock = _lock(self._root)
+        try:
+            record = lock.read()
+            record["open"] = [name for name in record.get("open", []) if name != operator]
+            lock.write(record)
+        finally:
+            lock.close()
+
+    def close(self) -> None:
+        self._users.close()
+
+
+def join(
+    root: Path, dataflow_id: str, *, operator: str | None, keep: bool, patience_s: float
+) -> Membership:
+    """Makes this process a user of the shared store under `root`, and empties the store if that is due.
+
+    `operator` is the name of the operator that this process hosts; None in a custom node.
+    """
+    users = LockFile(root / "shared.users")
+    try:
+        lock = _lock(root)
+        try:
+            record = lock.read()
+            if record.get("dataflow_id") != dataflow_id:
+                if not users.acquire(timeout_s=patience_s):
+                    raise OperatorError(
+                        f"the shared store {root / 'shared'} is in use by dataflow"
+                        f" {record.get('dataflow_id')}; stop that one, or give this one a state"
+                        " directory of its own with --state-dir or DORA_STATE_DIR"
+                    )
+                if _ended_cleanly(record):
+                    _empty(root / "shared")
+                record = {"dataflow_id": dataflow_id, "open": [], "operators": False, "keep": False}
+            if operator is not None:
+                record["open"] = sorted({*record["open"], operator})
+                record["operators"] = True
+                record["keep"] = record["keep"] or keep
+            lock.write(record)
+            # Nobody holds it exclusively: that happens only under the lock that we have.
+            users.acquire(shared=True)
+        finally:
+            lock.close()
+    except BaseException:
+        users.close()
+        raise
+    return Membership(root, users)
+
+
+def _lock(root: Path) -> LockFile:
+    lock = LockFile(root / "shared.lock")
+    if not lock.acquire(timeout_s=_LOCK_PATIENCE_S):
+        lock.close()
+        raise OperatorError(
+            f"{lock.path} has been locked by another process for {_LOCK_PATIENCE_S:.0f} s;"
+            " see who holds it with `fuser`"
+        )
+    return lock
+
+
+def _ended_cleanly(record: dict[str, object]) -> bool:
+    """Whether the store may be emptied. When we cannot tell, it may not."""
+    return bool(record.get("operators")) and not record.get("open", True) and not record.get("keep")
+
+
+def _empty(path: Path) -> None:
+    if not path.exists():
+        return
+    store = Store(str(path))
+    try:
+        batch = store._batch()
+        for keyspace in (USER, RUNTIME):
+            for key, _, _ in store._scan(keyspace):
+                batch.delete(key, keyspace)
+        if len(batch):
+            log.info("emptying the shared store %s: the last run ended with a clean stop", path)
+            batch.commit()
+    finally:
+        store.close()
