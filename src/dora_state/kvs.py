@@ -1,0 +1,125 @@
+"""The shared store of a dataflow, for its operators and its custom nodes, from any process on this machine.
+
+Nothing has to be configured. Which store it is, is decided at the first call in a process:
+
+    in an operator        what its host says, in DORA_STATE_SHARED
+    in a custom node      in the state directory of its dataflow: DORA_STATE_DIR, else what the run has noted
+                          (run_record.py), else what the dataflow file says for its operators (node_config.py), else
+                          `state` beside the dataflow
+    in any other process  in the state directory DORA_STATE_DIR
+
+A write is visible to every process when the call returns, and survives the death of any of them. It is not part of the
+commit of a handler: after a crash the event is handled again, and so is the write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from . import location, node_config, run_record
+from .errors import OperatorError
+from .membership import Membership
+from .store import Store
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_T = TypeVar("_T")
+_RAISE: Any = object()
+
+
+def kvs_write(key: str, value: Buffer) -> int:
+    """Puts a value into the shared store; returns the sequence of its commit."""
+    return _shared().put(key, value)
+
+
+@overload
+def kvs_read(key: str) -> bytes: ...
+@overload
+def kvs_read(key: str, default: _T) -> bytes | _T: ...
+def kvs_read(key: str, default: Any = _RAISE) -> Any:
+    """The last value of a key in the shared store; if there is none, `default`, or KeyError without one."""
+    if default is _RAISE:
+        return _shared()[key]
+    return _shared().get(key, default)
+
+
+def kvs_delete(key: str) -> bool:
+    """Removes a key from the shared store; returns whether it was there.
+
+    A missing key is no error, so that a handler can be repeated after a crash.
+    """
+    return _shared().pop(key, None) is not None
+
+
+def kvs_keys(prefix: str = "") -> list[str]:
+    """The keys of the shared store that begin with `prefix`, sorted, as of one point."""
+    return sorted(key for key in _shared() if key.startswith(prefix))
+
+
+# One handle for each process.
+
+# dora starts a node in the folder of its dataflow. The node may leave it before its first call.
+_started_in = Path()
+with contextlib.suppress(FileNotFoundError):
+    _started_in = Path.cwd()
+_opening = threading.Lock()
+_store: Store | None = None
+_membership: Membership | None = None
+
+
+def _shared() -> Store:
+    return _store or _open()
+
+
+def _open() -> Store:
+    global _membership, _store
+    with _opening:
+        if _store is None:
+            path, _membership = _find()
+            _store = Store(path)
+        return _store
+
+
+def _find() -> tuple[Path, Membership | None]:
+    if told := os.environ.get("DORA_STATE_SHARED"):
+        return Path(told), None  # the host of this operator is the member
+    config = node_config.read()
+    if config is None:
+        if not os.environ.get("DORA_STATE_DIR"):
+            raise OperatorError(
+                "kvs_* needs to know where the shared store is, and this process was not started by dora;"
+                " set DORA_STATE_DIR to a state directory"
+            )
+        return location.prepare(location.resolve(None, _started_in)) / "shared", None
+    root = location.prepare(_state_dir(config))
+    location.note_run(config.dataflow_id, root)
+    return root / "shared", location.join_shared(root, config.dataflow_id)
+
+
+def _state_dir(config: node_config.NodeConfig) -> Path:
+    if not os.environ.get("DORA_STATE_DIR"):
+        if noted := run_record.find(location.escape(config.dataflow_id)):
+            return noted
+        if len(config.state_dirs) > 1:
+            raise OperatorError(
+                f"the dataflow file names more than one state directory: {', '.join(config.state_dirs)};"
+                " give all its operators the same --state-dir"
+            )
+        if config.state_dirs:
+            return location.resolve(Path(config.state_dirs[0]), _started_in)
+    return location.resolve(None, _started_in)
+
+
+def _forget_after_fork() -> None:
+    """In a forked child: the handle is the parent's. The membership is shared, and stays."""
+    global _opening, _store
+    _opening = threading.Lock()
+    _store = None
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

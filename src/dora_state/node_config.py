@@ -1,0 +1,64 @@
+"""What dora tells a node about itself, in the environment variable DORA_NODE_CONFIG."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import OperatorError
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    dataflow_id: str
+    node_id: str
+    state_dirs: tuple[str, ...]
+    """What the dataflow's file says about where state lives, by --state-dir of `dora-state run` or by DORA_STATE_DIR,
+    each once. A node that starts before the operators do finds their shared store by this."""
+
+
+def read() -> NodeConfig | None:
+    """The configuration of this node; None in a process that dora did not start."""
+    text = os.environ.get("DORA_NODE_CONFIG")
+    if not text:
+        return None
+    config = _parse(text)
+    try:
+        nodes = (config.get("dataflow_descriptor") or {}).get("nodes") or []
+        found = dict.fromkeys(place for node in nodes if (place := _state_dir(node)))
+        return NodeConfig(str(config["dataflow_id"]), str(config["node_id"]), tuple(found))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise OperatorError(
+            f"DORA_NODE_CONFIG is not what dora 1.1 writes ({error!r} in it); use a dora-rs of version 1"
+        ) from error
+
+
+def _parse(text: str) -> Any:
+    import yaml  # comes with dora-rs, and only a process that dora started gets here
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Reads plain data, and None for the tagged values that dora writes for its own library."""
+
+    Loader.add_multi_constructor("!", lambda loader, tag, node: None)
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise OperatorError(f"DORA_NODE_CONFIG cannot be read: {error}") from error
+
+
+def _state_dir(node: dict[str, Any]) -> str | None:
+    """Where this node of the dataflow file keeps state, if the file says so."""
+    words = shlex.split(node.get("args") or "") if _is_host(node) else []
+    for position, word in enumerate(words):
+        if word == "--state-dir" and position + 1 < len(words):
+            return words[position + 1]
+        if word.startswith("--state-dir="):
+            return word.partition("=")[2]
+    place = (node.get("env") or {}).get("DORA_STATE_DIR")
+    return None if place is None else str(place)
+
+
+def _is_host(node: dict[str, Any]) -> bool:
+    return os.path.basename(str(node.get("path") or "")) == "dora-state"
