@@ -1,0 +1,201 @@
+"""The command line.
+
+Exit codes: 0 all went well; 1 it failed; 2 the input is wrong, and nothing was changed.
+
+An error is one line that says what is wrong and, where we know it, one that says what to do. Our messages end with
+the latter behind their last semicolon.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import FormatError, NotAStoreError, OperatorError, StateError
+
+# What is wrong here is what was asked for: the file, the option, the directory.
+_INPUT_ERRORS = (OperatorError, NotAStoreError, FormatError, ValueError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    try:
+        return cli.main(arguments, prog_name="dora-state", standalone_mode=False) or 0
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "dora-state"
+        return _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", 2)
+    except click.Abort:
+        return 130
+    except _INPUT_ERRORS as error:
+        return _fail(str(error), 2)
+    except (StateError, OSError) as error:
+        return _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> int:
+    what, _, hint = message.rpartition("; ")
+    print(f"error: {what or hint}", file=sys.stderr)
+    if what:
+        print(f"hint: {hint}", file=sys.stderr)
+    return code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(importlib.metadata.version("dora-state"), message="dora-state %(version)s")
+def cli() -> None:
+    """Crash-safe state for dora operators, and one shared store for all nodes of a dataflow."""
+
+
+@cli.command()
+@click.argument("operator", type=click.Path(path_type=Path), metavar="OPERATOR.py")
+@click.option(
+    "--restart-policy",
+    type=click.Choice(["never", "on-failure", "always"]),
+    default="on-failure",
+    show_default=True,
+    help="When an operator that ended is started again.",
+)
+@click.option(
+    "--max-restarts",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    help="Restarts without a handled event within the window before it counts as broken; 0: no limit.",
+)
+@click.option(
+    "--restart-delay",
+    type=click.FloatRange(min=0),
+    default=0.1,
+    show_default=True,
+    help="Seconds before the second such restart, doubled each time. The first is immediate.",
+)
+@click.option(
+    "--max-restart-delay",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="The longest delay, in seconds.",
+)
+@click.option(
+    "--restart-window",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Seconds after which a restart is forgotten; 0: never.",
+)
+@click.option(
+    "--exhausted",
+    type=click.Choice(["degraded", "stop"]),
+    default="degraded",
+    show_default=True,
+    help="What becomes of a broken operator: silent, with a try now and then, or the end of the node.",
+)
+@click.option(
+    "--degraded-retry",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    help="Seconds between the tries of a degraded operator.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["process", "group", "commit"]),
+    default="group",
+    show_default=True,
+    help="What a save survives: the death of processes; power loss, 200 ms later; power loss, at once.",
+)
+@click.option("--keep", is_flag=True, help="Adopt the saved state also after a clean stop.")
+@click.option("--fresh", is_flag=True, help="Start with empty state also after a crash.")
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Where state lives.  [default: $DORA_STATE_DIR, else `state` beside the dataflow]",
+)
+@click.option(
+    "--shutdown-grace",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    help="Seconds that the operator may take to stop before it is killed.",
+)
+@click.option(
+    "--immediate",
+    multiple=True,
+    metavar="OUTPUT",
+    help="An output that leaves at once, not with the commit of its event. May be repeated.",
+)
+@click.option(
+    "--standby",
+    type=click.Choice(["fork", "process", "off"]),
+    default="fork",
+    show_default=True,
+    help="What stands ready to take over: a forked spare, an interpreter of its own, nothing.",
+)
+def run(
+    operator: Path,
+    restart_policy: str,
+    max_restarts: int,
+    restart_delay: float,
+    max_restart_delay: float,
+    restart_window: float,
+    exhausted: str,
+    degraded_retry: float,
+    shutdown_grace: float,
+    immediate: tuple[str, ...],
+    **options: Any,
+) -> int:
+    """Host an operator as a node of a dora dataflow.
+
+    dora starts it; in the dataflow file, write
+
+    \b
+        path: dora-state
+        args: run OPERATOR.py
+    """
+    _check_operator(operator)
+    # Only now: these take a while to import, and an error should not have to wait for them.
+    from . import dora
+    from .runtime.policy import RestartPolicy
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    policy = RestartPolicy(
+        restart_policy=restart_policy,
+        max_restarts=max_restarts,
+        restart_delay=restart_delay,
+        max_restart_delay=max_restart_delay,
+        restart_window=restart_window,
+        exhausted=exhausted,
+        degraded_retry=degraded_retry,
+    )
+    code = dora.run(
+        dora.RunOptions(
+            operator=operator,
+            restart=policy,
+            shutdown_grace_s=shutdown_grace,
+            immediate=frozenset(immediate),
+            **options,
+        )
+    )
+    dora.leave(code)
+    return code
+
+
+def _check_operator(path: Path) -> None:
+    """Refuses what cannot be an operator's file, before anything is started."""
+    if not path.exists():
+        raise OperatorError(
+            f"the operator file {path} does not exist; the path is relative to {Path.cwd()}"
+        )
+    if not path.is_file() or path.suffix != ".py":
+        raise OperatorError(
+            f"{path} is not an operator file; give the Python file that defines the class Operator"
+        )
+    if importlib.util.find_spec("dora") is None:
+        raise OperatorError("dora is not installed; run `pip install 'dora-state[dora]'`")
