@@ -1,0 +1,85 @@
+"""Runs the example: python3 examples/counter/run.py [--seconds 20] [--kills 20] [--seed N]
+
+Needs nothing but Python and a C compiler; what else it uses goes into a virtual environment in the repository. Ends
+with the line of the ledger, and with exit code 0 only if the ledger is exact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+VERDICT = re.compile(r"events \d+, crashes \d+, lost \d+, twice \d+, restart p50 \S+ ms p99 \S+ ms")
+START_AND_STOP_S = 90
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="An operator is killed and comes back with its state."
+    )
+    parser.add_argument("--seconds", type=float, default=20, help="length of the run (default 20)")
+    parser.add_argument("--kills", type=int, default=20, help="how often the operator is killed")
+    parser.add_argument("--seed", type=int, help="for the moments of the kills; default: random")
+    options = parser.parse_args()
+
+    sys.path.insert(0, str(HERE.parent.parent / "tools"))
+    import environment
+
+    environment.create()
+    environment.install_package("dora")
+    settings = {
+        "COUNTER_SECONDS": str(options.seconds),
+        "COUNTER_KILLS": str(options.kills),
+        "COUNTER_SEED": "" if options.seed is None else str(options.seed),
+    }
+    return run(
+        environment.program("dora"),
+        {**environment.variables(), **settings},
+        options.seconds + START_AND_STOP_S,
+    )
+
+
+def run(dora: str, variables: dict[str, str], patience_s: float) -> int:
+    """Runs the dataflow of this folder, shows what its nodes say, and returns the exit code of the example."""
+    process = subprocess.Popen(
+        [dora, "run", "dataflow.yml", "--log-level", "stdout"],
+        cwd=HERE,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    hung = threading.Timer(patience_s, os.killpg, (process.pid, signal.SIGKILL))
+    hung.start()
+    verdicts = []
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            verdicts += VERDICT.findall(line)
+        code = process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGINT)  # dora stops its nodes
+        process.wait()
+        raise
+    finally:
+        hung.cancel()
+    if code or len(verdicts) != 1:
+        print(f"the run failed: dora's exit code is {code}", flush=True)
+    for verdict in verdicts:
+        print(verdict, flush=True)
+    return 0 if code == 0 and len(verdicts) == 1 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

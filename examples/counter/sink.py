@@ -1,0 +1,33 @@
+"""Enters every output of the operator into the ledger and judges the run at its end: exit code 1 if it is not exact."""
+
+import sys
+
+import msgpack
+from dora import Node
+from ledger import Ledger, summary
+
+from dora_state import kvs_read
+
+STATUS = "dora-state/counter/status"
+
+
+def main() -> int:
+    ledger = Ledger()
+    for event in Node():
+        if event["type"] == "INPUT":
+            ledger.take(*event["value"].to_pylist())
+
+    sent = int(kvs_read("counter/sent", default=b"0"))
+    restart_ms = msgpack.unpackb(kvs_read("counter/restart_ms", default=b"\x90"))
+    status = kvs_read(STATUS, default=None)
+    restarts = msgpack.unpackb(status)["restarts"] if status else 0
+
+    ledger.close(sent, kills=len(restart_ms), restarts=restarts)
+    for problem in ledger.problems[:20]:
+        print(problem, file=sys.stderr)
+    print(summary(sent, ledger.lost, ledger.twice, restart_ms), flush=True)
+    return 1 if ledger.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
