@@ -1,0 +1,127 @@
+"""Imports point downwards only: docs/architecture.md draws the layers."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import dora_state
+
+SOURCES = Path(__file__).parents[2]
+PACKAGE = SOURCES / "src" / "dora_state"
+
+# What a module of the package may import of the package. `runtime` stands for all modules in that folder.
+LAYERS = {
+    "errors": set(),
+    "_core": {"errors"},
+    "codec": {"errors"},
+    "lockfile": set(),
+    "run_record": set(),
+    "node_config": {"errors"},
+    "store": {"_core", "errors"},
+    "membership": {"_core", "errors", "lockfile"},
+    "location": {"errors", "lockfile", "membership", "run_record"},
+    "kvs": {"errors", "location", "membership", "node_config", "run_record", "store"},
+    "operator": {"errors"},
+    "runtime": {"_core", "errors", "operator", "codec", "runtime"},
+    "dora": {"_core", "errors", "location", "node_config", "runtime"},
+    "cli": {"dora", "errors", "location", "runtime", "store"},
+    "__init__": {"errors", "kvs", "operator", "store"},
+    "__main__": {"cli"},
+}
+# Third-party modules, and who may import them.
+OUTSIDE = {
+    "click": {"cli"},
+    "dora": {"dora"},
+    "msgpack": {"codec", "dora", "runtime"},
+    "numpy": {"codec", "runtime"},
+    "pyarrow": {"dora", "runtime"},
+    "yaml": {"dora", "node_config"},
+}
+
+
+def layer(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, absolute, wherever in the file it does so."""
+    package = ["dora_state", *path.relative_to(PACKAGE).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            # `from package import module` names the module last.
+            found |= {f"{origin}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    mine = layer(path)
+    assert mine in LAYERS, f"{mine} has no layer yet: give it one here and in docs/architecture.md"
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top == "dora_state":
+            target = rest.partition(".")[0]
+            assert target in LAYERS[mine], f"{path.name} imports {name}: upwards or sideways"
+        elif top in OUTSIDE:
+            assert mine in OUTSIDE[top], f"{path.name} imports {name}, which is not its business"
+
+
+def test_the_layers_have_no_cycle():
+    order: list[str] = []
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"cycle: {' -> '.join([*above, name])}"
+        for below in sorted(LAYERS[name] - {name}):
+            visit(below, (*above, name))
+        if name not in order:
+            order.append(name)
+
+    for name in LAYERS:
+        visit(name, ())
+    assert set(order) == set(LAYERS)
+
+
+def test_the_test_sees_an_import_that_points_upwards(tmp_path, monkeypatch):
+    """A check that cannot fail is worth nothing."""
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
+    (tmp_path / "runtime").mkdir()
+    module = tmp_path / "runtime" / "worker.py"
+    for line, name in [
+        ("from dora_state import cli", "dora_state.cli"),
+        ("from .. import kvs", "dora_state.kvs"),
+        ("from ..kvs import kvs_read", "dora_state.kvs.kvs_read"),
+        ("def f():\n    import dora_state.dora", "dora_state.dora"),
+    ]:
+        module.write_text(line)
+        assert imports(module) == {name}
+        with pytest.raises(AssertionError, match="upwards or sideways"):
+            test_imports_point_downwards(module)
+
+
+def test_the_engine_does_not_know_python():
+    for path in (SOURCES / "csrc").rglob("*.[ch]"):
+        assert not re.search(r"#\s*include\s*[<\"]Python\.h", path.read_text()), path
+
+
+def test_the_binding_sees_only_the_public_header():
+    for path in PACKAGE.glob("_core.p*x*"):
+        for header in re.findall(r'cdef extern from [<"]([^>"]+)', path.read_text()):
+            ours = (SOURCES / "csrc" / header).exists()
+            assert not ours, f"{path.name} includes {header} instead of dora_state.h"
+
+
+def test_the_installed_package_is_the_one_under_test():
+    assert Path(dora_state.__file__).parent.name == "dora_state"
