@@ -141,7 +141,7 @@ static bool linked(const struct ds_segment *segment, const struct log_end *end) 
         return header->base == 0 && header->before_base == 0 && header->before_end == 0;
     return header->base == end->segment->end && header->before_base == end->segment->base &&
            header->before_end == end->offset && header->before_crc == end->crc &&
-           header->before_sequence == end->sequence;
+           header->before_sequence >= end->sequence; /* higher after a recovery that left the gap */
 }
 
 /* Walks segment after segment. A status other than DS_OK is about the world (or a visitor), never about where the log
