@@ -1,0 +1,493 @@
+/* every_store.c: death at every single store, not at random ones.
+ *
+ *     every_store [operations] [seed] [directory]         the directory must exist; /dev/shm or $TMPDIR without it
+ *
+ * A hooked engine (hooks.h) works on a store and tells us before each store instruction that hits a file. At each such
+ * moment we write the files as they are into another directory and recover there, with an ordinary engine, twice:
+ *
+ *   killed:    the same boot. Control page and index are there; the dead writer's lock is marked as the kernel would mark it.
+ *              What a reader sees without a lock, then what ds_settle() decides.
+ *   rebooted:  control page and index are gone; all must come from the log.
+ *
+ * Each time the content must be exactly that after batches 1..m with acknowledged <= m <= begun (history.h), ds_verify() must
+ * agree, and, in every fourth case, the recovered store must take the next batch and still know all after another
+ * reboot: what a dead writer left behind may hurt only the second time. A sample of moments is kept, and then the *recovery*
+ * from them is hooked, so that the one who repairs dies at each of its stores, too (I1, I2, I17). */
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "control.h"
+#include "history.h"
+#include "hooks.h"
+
+enum {
+    FILES = 64,
+    KEPT = 2,          /* moments kept per operation for a hooked recovery */
+    KEEP_ONE_IN = 150, /* of the moments */
+    FOLLOW_ONE_IN = 4, /* of the recoveries go on to commit and reboot once more */
+    OPERATIONS_PER_STORE = 60,
+    LIMIT_S = 3600,
+};
+
+/* ---- files of a directory, at one moment ------------------------------------------------------------------------- */
+
+typedef struct image {
+    size_t count;
+    struct {
+        char name[64];
+        size_t size;
+        unsigned char *bytes;
+    } files[FILES];
+} image;
+
+/* The files of a live directory, mapped, so that what a writer stores shows up here at once. */
+static void image_map(image *i, const char *dir) {
+    for (size_t f = 0; f < i->count; f++)
+        if (i->files[f].bytes)
+            munmap(i->files[f].bytes, i->files[f].size);
+    i->count = 0;
+    DIR *list = opendir(dir);
+    CHECK(list);
+    for (struct dirent *entry; (entry = readdir(list));) {
+        if (entry->d_name[0] == '.')
+            continue;
+        CHECK(i->count < FILES && strlen(entry->d_name) < sizeof i->files[0].name);
+        strcpy(i->files[i->count].name, entry->d_name);
+        int fd = openat(dirfd(list), entry->d_name, O_RDONLY | O_CLOEXEC);
+        struct stat status;
+        CHECK(fd >= 0 && fstat(fd, &status) == 0);
+        i->files[i->count].size = (size_t)status.st_size;
+        i->files[i->count].bytes = NULL;
+        if (status.st_size > 0) {
+            void *bytes = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, fd, 0);
+            CHECK(bytes != MAP_FAILED);
+            i->files[i->count].bytes = bytes;
+        }
+        close(fd);
+        i->count++;
+    }
+    closedir(list);
+}
+
+static void image_copy(image *to, const image *from) {
+    *to = *from;
+    for (size_t f = 0; f < to->count; f++) {
+        to->files[f].bytes = malloc(from->files[f].size + 1);
+        CHECK(to->files[f].bytes);
+        if (from->files[f].size)
+            memcpy(to->files[f].bytes, from->files[f].bytes, from->files[f].size);
+    }
+}
+
+static void image_free(image *i) {
+    for (size_t f = 0; f < i->count; f++)
+        free(i->files[f].bytes);
+    i->count = 0;
+}
+
+static bool is_derived(const char *name) {
+    return strncmp(name, "control", 7) == 0 || strncmp(name, "index.", 6) == 0;
+}
+
+/* What the kernel does to a robust mutex whose owner dies. */
+static void die_with(pthread_mutex_t *lock) {
+    unsigned word = (unsigned)lock->__data.__lock;
+    if ((word & FUTEX_TID_MASK) == (unsigned)gettid())
+        lock->__data.__lock = (int)((word & FUTEX_WAITERS) | FUTEX_OWNER_DIED);
+}
+
+static void write_file(int directory, const char *name, const unsigned char *bytes, size_t size) {
+    int fd = openat(directory, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    CHECK(fd >= 0);
+    CHECK(size == 0 || pwrite(fd, bytes, size, 0) == (ssize_t)size);
+    CHECK(ftruncate(fd, (off_t)size) == 0);
+    close(fd);
+}
+
+/* Makes `dir` hold exactly these files. Existing ones are overwritten in place, which saves most of the time. */
+static void image_write(const image *i, const char *dir, bool rebooted) {
+    DIR *list = opendir(dir);
+    CHECK(list);
+    for (struct dirent *entry; (entry = readdir(list));) {
+        bool wanted = entry->d_name[0] == '.';
+        for (size_t f = 0; f < i->count && !wanted; f++)
+            wanted = strcmp(i->files[f].name, entry->d_name) == 0;
+        if (!wanted || (rebooted && is_derived(entry->d_name)))
+            CHECK(unlinkat(dirfd(list), entry->d_name, 0) == 0);
+    }
+    for (size_t f = 0; f < i->count; f++) {
+        const char *name = i->files[f].name;
+        if (rebooted && is_derived(name))
+            continue;
+        if (strncmp(name, "control", 7) == 0 && i->files[f].size >= sizeof(struct ds_control)) {
+            static _Alignas(64) unsigned char page[1 << 16];
+            CHECK(i->files[f].size <= sizeof page);
+            memcpy(page, i->files[f].bytes, i->files[f].size);
+            struct ds_control *control = (struct ds_control *)(void *)page;
+            die_with(&control->lock);
+            die_with(&control->sync_lock);
+            write_file(dirfd(list), name, page, i->files[f].size);
+        } else {
+            write_file(dirfd(list), name, i->files[f].bytes, i->files[f].size);
+        }
+    }
+    closedir(list);
+}
+
+/* ---- the state of a test -------------------------------------------------------------------------------------------- */
+
+/* The hooked engine's functions. */
+static struct {
+    void *module;
+    __typeof__(ds_open) *open;
+    __typeof__(ds_close) *close;
+    __typeof__(ds_commit) *commit;
+    __typeof__(ds_settle) *settle;
+    __typeof__(ds_sync) *sync;
+    __typeof__(ds_error) *error;
+    __typeof__(hooks_listen) *listen;
+    __typeof__(hooks_moment) *moment;
+} hooked;
+
+typedef struct scene {
+    const char *doing;
+    char *live, *copy, *second; /* worked on by the hooked engine; recovered; recovered under hooks */
+    image now, kept[KEPT];      /* `now` maps the directory that is being hooked */
+    size_t kept_count;
+    history at[3]; /* the states after batches b - 1, b and b + 1 */
+    uint64_t acknowledged, begun;
+    uint64_t random, seed, moments, images, chained, stores;
+    bool in_recovery; /* the hooked engine is at work in `second` */
+    hooks listener;
+} scene;
+
+static scene *the_scene;
+
+__attribute__((format(printf, 1, 2), noreturn)) static void violated(const char *format, ...);
+static void violated(const char *format, ...) {
+    scene *s = the_scene;
+    fprintf(stderr, "every_store: store seed %#llx, %s%s, batch %llu, moment %llu: ", (unsigned long long)s->seed,
+            s->doing, s->in_recovery ? ", in a recovery" : "", (unsigned long long)s->begun,
+            (unsigned long long)s->moments);
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fprintf(stderr, "\n");
+    const char *keep = getenv("DORA_STATE_KEEP"); /* a directory for the files that failed */
+    if (keep) {
+        mkdir(keep, 0700);
+        image_write(&s->now, keep, false);
+        fprintf(stderr, "every_store: the files of that moment are in %s\n", keep);
+    }
+    fflush(NULL);
+    _exit(1);
+}
+
+/* ---- the judge ---------------------------------------------------------------------------------------------------- */
+
+static ds_store *open_copy(const char *dir, const char *how) {
+    ds_options options;
+    ds_options_init(&options);
+    options.create = true;
+    options.lock_timeout_ms = 1000;
+    ds_store *store = NULL;
+    ds_status status = ds_open(dir, &options, &store);
+    if (status != DS_OK)
+        violated("%s: open gave %s: %s", how, ds_status_name(status), ds_error());
+    return store;
+}
+
+/* The content is that after a batch m that is possible and not below `least`; which? */
+static uint64_t judge(scene *s, ds_store *store, uint64_t least, uint64_t most, bool walked, const char *how) {
+    history *any = &s->at[0];
+    ds_status status = walked ? history_walk(any, 1, store, NULL) : history_collect(any, store);
+    if (status != DS_OK)
+        violated("%s: %s: %s", how, ds_status_name(status), status == DS_CORRUPT ? history_problem() : ds_error());
+    uint64_t m = history_seen(any);
+    if (m < least || m > most)
+        violated("%s: at batch %llu; acknowledged %llu, begun %llu, at least %llu", how, (unsigned long long)m,
+                 (unsigned long long)s->acknowledged, (unsigned long long)s->begun, (unsigned long long)least);
+    for (int i = 0; i < 3; i++) {
+        history *h = &s->at[i];
+        if (h->batch != m)
+            continue;
+        if (h != any) /* what was seen was collected in at[0]; both have the same keys */
+            for (unsigned k = 0; k <= h->keys; k++)
+                h->key[k].seen = any->key[k].seen, h->key[k].value = any->key[k].value;
+        bool good = history_matches(h);
+        if (h != any)
+            for (unsigned k = 0; k <= h->keys; k++)
+                h->key[k].seen = DS_MISSING; /* not pinned twice */
+        if (!good)
+            violated("%s: %s", how, history_problem());
+        history_release(any);
+        return m;
+    }
+    violated("%s: batch %llu is not one of the states at hand", how, (unsigned long long)m);
+}
+
+static void close_copy(ds_store *store, const char *how) {
+    ds_status status = ds_close(store);
+    if (status != DS_OK)
+        violated("%s: close gave %s: %s", how, ds_status_name(status), ds_error());
+}
+
+static void verify(ds_store *store, const char *how) {
+    ds_status status = ds_verify(store, NULL);
+    if (status != DS_OK)
+        violated("%s: verify gave %s: %s", how, ds_status_name(status), ds_error());
+}
+
+static void reboot(const char *dir) {
+    DIR *list = opendir(dir);
+    CHECK(list);
+    for (struct dirent *entry; (entry = readdir(list));)
+        if (is_derived(entry->d_name))
+            CHECK(unlinkat(dirfd(list), entry->d_name, 0) == 0);
+    closedir(list);
+}
+
+/* The recovered store goes on: one more batch, and all is there after another reboot. */
+static void follow(scene *s, ds_store *store, uint64_t m, const char *how) {
+    ds_change changes[HISTORY_CHANGES];
+    size_t count = history_make(&s->at[0], m + 1, changes);
+    ds_status status = ds_commit(store, changes, count, NULL);
+    if (status != DS_OK)
+        violated("%s: the next commit gave %s: %s", how, ds_status_name(status), ds_error());
+    judge(s, store, m + 1, m + 1, false, how);
+    close_copy(store, how);
+    reboot(s->copy);
+    store = open_copy(s->copy, how);
+    judge(s, store, m + 1, m + 1, true, how);
+    verify(store, how);
+    close_copy(store, how);
+}
+
+static void recover(scene *s, bool rebooted) {
+    image_write(&s->now, s->copy, rebooted);
+    s->images++;
+    uint64_t m = s->acknowledged;
+    ds_store *store;
+    if (!rebooted) {
+        store = open_copy(s->copy, "killed");
+        m = judge(s, store, m, s->begun, false, "killed, read without a lock");
+        ds_status status = ds_settle(store, NULL);
+        if (status != DS_OK)
+            violated("settle gave %s: %s", ds_status_name(status), ds_error());
+    } else {
+        store = open_copy(s->copy, "rebooted");
+    }
+    m = judge(s, store, m, s->begun, true, rebooted ? "rebooted" : "killed");
+    judge(s, store, m, m, false, rebooted ? "rebooted, by key" : "killed, by key");
+    verify(store, rebooted ? "rebooted" : "killed");
+    if (check_below(&s->random, FOLLOW_ONE_IN) == 0)
+        follow(s, store, m, rebooted ? "rebooted, and one batch more" : "killed, and one batch more");
+    else
+        close_copy(store, rebooted ? "rebooted" : "killed");
+}
+
+/* ---- the hooked engine at work ---------------------------------------------------------------------------------------- */
+
+static void on_moment(void *context) {
+    scene *s = context;
+    s->moments++;
+    recover(s, false);
+    recover(s, true);
+    if (!s->in_recovery && s->kept_count < KEPT && check_below(&s->random, KEEP_ONE_IN) == 0)
+        image_copy(&s->kept[s->kept_count++], &s->now);
+}
+
+static void on_files_changed(void *context) {
+    scene *s = context;
+    image_map(&s->now, s->in_recovery ? s->second : s->live);
+}
+
+static void hooked_ok(ds_status status, const char *what) {
+    if (status != DS_OK)
+        violated("the hooked engine's %s gave %s: %s", what, ds_status_name(status), hooked.error());
+}
+
+static ds_store *hooked_open(const char *dir) {
+    ds_options options;
+    ds_options_init(&options);
+    options.create = true;
+    ds_store *store = NULL;
+    hooked_ok(hooked.open(dir, &options, &store), "open");
+    return store;
+}
+
+/* Ends an operation: one last moment, then recovers from those that were kept, hooked, half of them as after a reboot. */
+static void end_operation(scene *s) {
+    hooked.moment();
+    hooked.listen(NULL);
+    s->in_recovery = true;
+    for (size_t i = 0; i < s->kept_count; i++) {
+        image_write(&s->kept[i], s->second, check_below(&s->random, 2) == 0);
+        image_free(&s->kept[i]);
+        image_map(&s->now, s->second);
+        uint64_t before = s->images;
+        hooked.listen(&s->listener);
+        ds_store *store = hooked_open(s->second);
+        hooked_ok(hooked.settle(store, NULL), "settle");
+        hooked_ok(hooked.close(store), "close");
+        hooked.moment();
+        hooked.listen(NULL);
+        s->chained += s->images - before;
+    }
+    s->kept_count = 0;
+    s->in_recovery = false;
+    image_map(&s->now, s->live);
+    hooked.listen(&s->listener);
+}
+
+typedef struct shape {
+    const char *doing;
+    unsigned keys;
+    size_t value_limit;
+    uint64_t operations;
+    uint64_t quiet; /* batches before the first hooked one */
+} shape;
+
+static void run_store(scene *s, const shape *form) {
+    s->doing = form->doing;
+    s->acknowledged = s->begun = form->quiet;
+    for (unsigned i = 0; i < 3; i++) {
+        history_init(&s->at[i], s->seed, 0, form->keys, DS_KEYSPACES, form->value_limit);
+        history_advance(&s->at[i], form->quiet + (i ? i - 1 : 0));
+    }
+    s->live = check_format("%s-live", s->copy);
+    CHECK(mkdir(s->live, 0700) == 0);
+    ds_change changes[HISTORY_CHANGES];
+    ds_store *store = NULL;
+    if (form->quiet > 0) {
+        store = hooked_open(s->live);
+        for (uint64_t b = 1; b <= form->quiet; b++) {
+            size_t count = history_make(&s->at[0], b, changes);
+            hooked_ok(hooked.commit(store, changes, count, NULL), "quiet commit");
+        }
+    }
+    image_map(&s->now, s->live);
+    hooked.listen(&s->listener);
+    if (!store)
+        store = hooked_open(s->live);
+    history writer; /* its batches must not share a buffer with the judge's */
+    history_init(&writer, s->seed, 0, form->keys, DS_KEYSPACES, form->value_limit);
+    for (uint64_t b = form->quiet + 1; b <= form->quiet + form->operations; b++) {
+        size_t count = history_make(&writer, b, changes);
+        for (unsigned i = 0; i < 3; i++)
+            history_advance(&s->at[i], b - 1 + i);
+        s->begun = b;
+        hooked_ok(hooked.commit(store, changes, count, NULL), "commit");
+        end_operation(s);
+        s->acknowledged = b;
+        uint64_t other = check_below(&s->random, 16);
+        if (other > 1)
+            continue;
+        if (other == 0) {
+            hooked_ok(hooked.sync(store), "sync");
+        } else {
+            hooked_ok(hooked.close(store), "close");
+            store = hooked_open(s->live);
+        }
+        end_operation(s);
+    }
+    hooked_ok(hooked.close(store), "close");
+    end_operation(s);
+    hooked.listen(NULL);
+    for (unsigned i = 0; i < 3; i++)
+        history_free(&s->at[i]);
+    history_free(&writer);
+    check_remove(s->live);
+    free(s->live);
+    s->stores++;
+}
+
+/* The batch with which the index grows, found by an ordinary engine. */
+static uint64_t growing_batch(scene *s, unsigned keys, size_t value_limit) {
+    history h;
+    history_init(&h, s->seed, 0, keys, DS_KEYSPACES, value_limit);
+    char *dir = check_format("%s-dry", s->copy);
+    ds_store *store = open_copy(dir, "a dry run");
+    uint64_t slots = 0;
+    for (uint64_t b = 1;; b++) {
+        CHECK(b < 100000);
+        ds_change changes[HISTORY_CHANGES];
+        size_t count = history_make(&h, b, changes);
+        CHECK_OK(ds_commit(store, changes, count, NULL));
+        ds_stats stats;
+        CHECK_OK(ds_stats_read(store, &stats));
+        if (slots != 0 && stats.index_slots != slots) {
+            close_copy(store, "a dry run");
+            check_remove(dir);
+            free(dir);
+            history_free(&h);
+            return b;
+        }
+        slots = stats.index_slots;
+    }
+}
+
+static struct {
+    uint64_t operations, seed;
+} arguments;
+
+static void run(const char *dir) {
+    static scene s;
+    the_scene = &s;
+    s.listener = (hooks){on_moment, on_files_changed, &s};
+    s.random = arguments.seed;
+    s.copy = check_format("%s/copy", dir);
+    s.second = check_format("%s/second", dir);
+    CHECK(mkdir(s.copy, 0700) == 0 && mkdir(s.second, 0700) == 0);
+    uint64_t start = check_now_ns();
+    for (uint64_t done = 0; done < arguments.operations;) {
+        static const shape shapes[] = {
+            {"ordinary values", 12, 1500, OPERATIONS_PER_STORE, 0},
+            {"small values", 12, 60, OPERATIONS_PER_STORE, 0},
+            {"large values", 8, 8000, OPERATIONS_PER_STORE / 2, 0},
+        };
+        s.seed = check_random(&s.random);
+        shape one = shapes[s.stores % CHECK_COUNT(shapes)];
+        if (one.operations > arguments.operations - done)
+            one.operations = arguments.operations - done;
+        run_store(&s, &one);
+        done += one.operations;
+    }
+    shape growth = {"a growing index", 1000, 8, 3, 0};
+    s.seed = check_random(&s.random);
+    growth.quiet = growing_batch(&s, growth.keys, growth.value_limit) - 2;
+    run_store(&s, &growth);
+    double seconds = (double)(check_now_ns() - start) / 1e9;
+    printf("operations %llu, stores %llu, moments %llu, images %llu (%llu of recoveries), violations 0, %.1f s, %.0f "
+           "images/s\n",
+           (unsigned long long)arguments.operations, (unsigned long long)s.stores, (unsigned long long)s.moments,
+           (unsigned long long)s.images, (unsigned long long)s.chained, seconds, (double)s.images / seconds);
+}
+
+#define LOAD(field, name) (*(void **)&hooked.field = dlsym(hooked.module, name)) != NULL
+
+int main(int argc, char **argv) {
+    arguments.operations = argc > 1 ? strtoull(argv[1], NULL, 0) : 1000;
+    arguments.seed = argc > 2 ? strtoull(argv[2], NULL, 0) : check_now_ns();
+    const char *parent = argc > 3 ? argv[3] : access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL;
+    printf("every_store %llu %#llx\n", (unsigned long long)arguments.operations, (unsigned long long)arguments.seed);
+    hooked.module = dlopen(HOOKED_ENGINE, RTLD_NOW | RTLD_LOCAL);
+    if (!hooked.module)
+        check_fail(__FILE__, __LINE__, "%s", dlerror());
+    CHECK(LOAD(open, "ds_open") && LOAD(close, "ds_close") && LOAD(commit, "ds_commit") && LOAD(settle, "ds_settle") &&
+          LOAD(sync, "ds_sync") && LOAD(error, "ds_error") && LOAD(listen, "hooks_listen") &&
+          LOAD(moment, "hooks_moment"));
+    const check_test test = {"every_store", run};
+    return !check_isolated(&test, parent, LIMIT_S);
+}

@@ -1,0 +1,236 @@
+/* Several processes, one store: forked handles, writers at once, a reader beside them, a dead and a stopped writer.
+ * Nothing here depends on timing; a wait is always for an event, and check_main() ends what hangs. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "store_help.h"
+
+enum { WRITERS = 3, COMMITS_EACH = 3000 };
+
+static void use_the_inherited_handle(void *context) {
+    ds_store *store = context;
+    ds_value value;
+    ds_cursor *cursor;
+    ds_stats stats;
+    CHECK_IS(ds_get(store, DS_USER, "k", 1, &value), DS_FORKED);
+    CHECK_IS(ds_put(store, DS_USER, "k", 1, "child", 5, NULL), DS_FORKED);
+    CHECK_IS(ds_delete(store, DS_USER, "k", 1, NULL), DS_FORKED);
+    ds_change change = change_put("k", "child");
+    CHECK_IS(ds_commit(store, &change, 1, NULL), DS_FORKED);
+    CHECK_IS(ds_cursor_open(store, DS_USER, &cursor), DS_FORKED);
+    CHECK_IS(ds_settle(store, NULL), DS_FORKED);
+    CHECK_IS(ds_fence(store, 1, NULL), DS_FORKED);
+    CHECK_IS(ds_sync(store), DS_FORKED);
+    CHECK_IS(ds_stats_read(store, &stats), DS_FORKED);
+    CHECK_IS(ds_verify(store, NULL), DS_FORKED);
+    CHECK_OK(ds_close(store)); /* it frees the memory and touches nothing that is shared */
+}
+
+static void a_forked_handle_refuses_and_the_parent_goes_on(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "parent");
+    check_join(check_spawn(use_the_inherited_handle, store));
+    expect_value(store, "k", "parent");
+    put(store, "k", "parent again");
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+static void open_anew_and_put(void *context) {
+    ds_store *store = open_store(context);
+    expect_value(store, "k", "parent");
+    put(store, "k", "child");
+    CHECK_OK(ds_close(store));
+}
+
+static void a_child_opens_its_own_handle(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "parent");
+    check_join(check_spawn(open_anew_and_put, (void *)(uintptr_t)dir));
+    expect_value(store, "k", "child");
+    CHECK_OK(ds_close(store));
+}
+
+typedef struct crew {
+    const char *dir;
+    unsigned index; /* of the writer to start next */
+} crew;
+
+/* Each commit counts up a key of its own and, by compare-and-put, one that all writers share. */
+static void count_up(void *context) {
+    const crew *me = context;
+    char key[16];
+    snprintf(key, sizeof key, "own-%u", me->index);
+    ds_store *store = open_store(me->dir);
+    for (uint64_t i = 1; i <= COMMITS_EACH;) {
+        ds_value shared;
+        uint64_t total = 0, sequence = 0;
+        ds_status status = ds_get(store, DS_USER, "shared", 6, &shared);
+        if (status == DS_OK) {
+            CHECK_EQ(shared.size, sizeof total);
+            memcpy(&total, shared.data, sizeof total);
+            sequence = shared.sequence;
+            ds_unpin(&shared);
+        } else {
+            CHECK_IS(status, DS_MISSING);
+        }
+        total++;
+        ds_change changes[] = {
+            {.kind = DS_PUT, .key = key, .key_size = strlen(key), .value = &i, .value_size = sizeof i},
+            {.kind = DS_PUT,
+             .key = "shared",
+             .key_size = 6,
+             .value = &total,
+             .value_size = sizeof total,
+             .expect = true,
+             .expected = sequence},
+        };
+        status = ds_commit(store, changes, 2, NULL);
+        if (status == DS_OK)
+            i++;
+        else
+            CHECK_IS(status, DS_CONFLICT);
+    }
+    CHECK_OK(ds_close(store));
+}
+
+static uint64_t number_at(ds_store *store, const char *key) {
+    ds_value value;
+    uint64_t number = 0;
+    CHECK_OK(ds_get(store, DS_USER, key, strlen(key), &value));
+    CHECK_EQ(value.size, sizeof number);
+    memcpy(&number, value.data, sizeof number);
+    ds_unpin(&value);
+    return number;
+}
+
+static void writers_at_once_lose_and_double_nothing(const char *dir) {
+    pid_t pids[WRITERS];
+    crew crews[WRITERS];
+    for (unsigned i = 0; i < WRITERS; i++) {
+        crews[i] = (crew){dir, i};
+        pids[i] = check_spawn(count_up, &crews[i]);
+    }
+    for (unsigned i = 0; i < WRITERS; i++)
+        check_join(pids[i]);
+    ds_store *store = open_store(dir);
+    CHECK_EQ(number_at(store, "shared"), WRITERS * COMMITS_EACH);
+    for (unsigned i = 0; i < WRITERS; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "own-%u", i);
+        CHECK_EQ(number_at(store, key), COMMITS_EACH);
+    }
+    uint64_t frames = 0;
+    CHECK_OK(ds_verify(store, &frames));
+    CHECK(frames >= WRITERS * COMMITS_EACH);
+    CHECK_EQ(stats_of(store).repairs, 0);
+    CHECK_OK(ds_close(store));
+}
+
+/* One commit holds "own-0" and "shared" together, so a walk at one point never sees them apart. */
+static void a_reader_beside_a_writer_never_sees_half_a_batch(const char *dir) {
+    ds_store *store = open_store(dir);
+    crew writer = {dir, 0};
+    pid_t pid = check_spawn(count_up, &writer);
+    uint64_t last = 0, walks = 0;
+    while (last < COMMITS_EACH) {
+        ds_cursor *cursor;
+        CHECK_OK(ds_cursor_open(store, DS_USER, &cursor));
+        uint64_t seen[2] = {0, 0}, number = 0;
+        const void *key;
+        size_t size, count = 0;
+        ds_value value;
+        ds_status status;
+        while ((status = ds_cursor_next(cursor, &key, &size, &value)) == DS_OK) {
+            CHECK(count < 2 && value.size == sizeof number);
+            memcpy(&seen[count++], value.data, sizeof number);
+            ds_unpin(&value);
+        }
+        CHECK_IS(status, DS_MISSING);
+        ds_cursor_close(cursor);
+        CHECK(count == 0 || count == 2);
+        CHECK_EQ(seen[0], seen[1]);
+        CHECK(seen[0] >= last);
+        last = seen[0];
+        walks++;
+    }
+    check_join(pid);
+    CHECK(walks > 0);
+    CHECK_OK(ds_close(store));
+}
+
+typedef struct endless {
+    const char *dir;
+    _Atomic uint64_t *puts;
+} endless;
+
+/* Large values: nearly all of this process's time is spent under the lock. */
+static void put_without_end(void *context) {
+    enum { SIZE = 1 << 20 };
+    const endless *me = context;
+    char *bytes = malloc(SIZE);
+    CHECK(bytes);
+    memset(bytes, 'x', SIZE);
+    ds_store *store = open_store(me->dir);
+    for (;;) {
+        CHECK_OK(ds_put(store, DS_USER, "large", 5, bytes, SIZE, NULL));
+        ++*me->puts;
+    }
+}
+
+/* Stops the writer again and again until it is caught inside its commit. Then: reads answer, writes say TIMEOUT, and
+ * when it goes on or dies, the store does too. */
+static void a_stopped_writer_blocks_writers_only(const char *dir) {
+    _Atomic uint64_t *puts = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(puts != MAP_FAILED);
+    ds_store *setup = open_store(dir);
+    put(setup, "small", "here");
+    CHECK_OK(ds_close(setup));
+    ds_options options = options_default();
+    options.lock_timeout_ms = 20;
+    endless writer = {dir, puts};
+    pid_t pid = check_spawn(put_without_end, &writer);
+    ds_store *store = open_with(dir, options);
+    bool caught = false;
+    for (uint64_t seed = 1, round = 0; !caught && round < 100; round++) {
+        for (uint64_t before = *puts; *puts < before + 2;)
+            usleep(100);
+        usleep((useconds_t)check_below(&seed, 1000));
+        CHECK(kill(pid, SIGSTOP) == 0);
+        int status;
+        CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+        expect_value(store, "small", "here");
+        ds_status result = ds_put(store, DS_USER, "mine", 4, "1", 1, NULL);
+        if (result != DS_OK) {
+            CHECK_IS(result, DS_TIMEOUT);
+            expect_value(store, "small", "here");
+            caught = true;
+            CHECK_EQ(stats_of(store).repairs, 0);
+        }
+        CHECK(kill(pid, SIGCONT) == 0);
+    }
+    CHECK(caught);
+    for (uint64_t before = *puts; *puts < before + 2;)
+        usleep(100); /* it goes on, its lock was not stolen */
+    CHECK(kill(pid, SIGKILL) == 0);
+    CHECK(waitpid(pid, NULL, 0) == pid);
+    options.lock_timeout_ms = DS_LOCK_TIMEOUT_MS;
+    CHECK_OK(ds_close(store));
+    store = open_with(dir, options);
+    put(store, "mine", "2");
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+int main(int argc, char **argv) {
+    static const check_test tests[] = {
+        TEST(a_forked_handle_refuses_and_the_parent_goes_on), TEST(a_child_opens_its_own_handle),
+        TEST(writers_at_once_lose_and_double_nothing),        TEST(a_reader_beside_a_writer_never_sees_half_a_batch),
+        TEST(a_stopped_writer_blocks_writers_only),
+    };
+    return check_main(argc, argv, tests, CHECK_COUNT(tests));
+}
