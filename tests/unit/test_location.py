@@ -303,7 +303,19 @@ NFC = unicodedata.normalize("NFC", "é")
 NFD = unicodedata.normalize("NFD", "é")
 STRANGE = [
     *("", "/", "..", ".", "../x", "a/b", "a\0b", "%", "%2F", "shared", "%shared", ".dora-state"),
-    *("a.lock", "counter.discarded-0", "x" * 300, "x" * 300 + "y", "é" * 300, NFC, NFD, "a b", "a\n", "🤖", "\udc80"),
+    *(
+        "a.lock",
+        "counter.discarded-0",
+        "x" * 300,
+        "x" * 300 + "y",
+        "é" * 300,
+        NFC,
+        NFD,
+        "a b",
+        "a\n",
+        "🤖",
+        "\udc80",
+    ),
 ]
 
 
@@ -350,7 +362,9 @@ def refused(flow: Path, match: str, **options) -> None:
 def test_a_directory_of_something_else_is_refused(flow):
     (flow / "state").mkdir()
     (flow / "state/thesis.tex").touch()
-    refused(flow, r"not a state directory.*it holds 'thesis.tex'; choose another place with --state-dir")
+    refused(
+        flow, r"not a state directory.*it holds 'thesis.tex'; choose another place with --state-dir"
+    )
 
 
 @pytest.mark.parametrize("tag", ['{"format": 99}', "[]", "what?"])
@@ -408,5 +422,7 @@ def test_a_directory_that_is_not_writable_or_not_ours_is_refused(owner, mode, me
         before = listing(flow)
         command = [sys.executable, "-c", AS_NOBODY, folder]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert result.stdout.startswith(f"the state directory {flow}/state {message}; choose another place")
+        assert result.stdout.startswith(
+            f"the state directory {flow}/state {message}; choose another place"
+        )
         assert listing(flow) == before

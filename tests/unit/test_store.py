@@ -24,7 +24,10 @@ def test_it_is_a_mapping(store):
     store.update({"b": b"2", "c": b""}, d=b"4")
     assert dict(store) == {"a": b"1", "b": b"2", "c": b"", "d": b"4"}
     assert store == {"a": b"1", "b": b"2", "c": b"", "d": b"4"}
-    assert (sorted(store.keys()), sorted(store.values())) == (["a", "b", "c", "d"], [b"", b"1", b"2", b"4"])
+    assert (sorted(store.keys()), sorted(store.values())) == (
+        ["a", "b", "c", "d"],
+        [b"", b"1", b"2", b"4"],
+    )
     assert ("a", b"1") in store.items()
     assert ("a", b"2") not in store.items()
     assert b"4" in store.values()
@@ -34,7 +37,16 @@ def test_it_is_a_mapping(store):
 
 
 def test_the_fast_methods_are_the_engines_own():
-    for name in ("put", "get", "delete", "view", "__getitem__", "__setitem__", "__contains__", "__len__"):
+    for name in (
+        "put",
+        "get",
+        "delete",
+        "view",
+        "__getitem__",
+        "__setitem__",
+        "__contains__",
+        "__len__",
+    ):
         assert inspect.getattr_static(Store, name) is inspect.getattr_static(_core.Store, name)
 
 
