@@ -13,136 +13,25 @@
  * agree, and, in every fourth case, the recovered store must take the next batch and still know all after another
  * reboot: what a dead writer left behind may hurt only the second time. A sample of moments is kept, and then the *recovery*
  * from them is hooked, so that the one who repairs dies at each of its stores, too (I1, I2, I17). */
-#include <dirent.h>
 #include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/futex.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "control.h"
 #include "history.h"
 #include "hooks.h"
+#include "image.h"
 
 enum {
-    FILES = 64,
     KEPT = 2,          /* moments kept per operation for a hooked recovery */
     KEEP_ONE_IN = 150, /* of the moments */
     FOLLOW_ONE_IN = 4, /* of the recoveries go on to commit and reboot once more */
     OPERATIONS_PER_STORE = 60,
     LIMIT_S = 3600,
 };
-
-/* ---- files of a directory, at one moment ------------------------------------------------------------------------- */
-
-typedef struct image {
-    size_t count;
-    struct {
-        char name[64];
-        size_t size;
-        unsigned char *bytes;
-    } files[FILES];
-} image;
-
-/* The files of a live directory, mapped, so that what a writer stores shows up here at once. */
-static void image_map(image *i, const char *dir) {
-    for (size_t f = 0; f < i->count; f++)
-        if (i->files[f].bytes)
-            munmap(i->files[f].bytes, i->files[f].size);
-    i->count = 0;
-    DIR *list = opendir(dir);
-    CHECK(list);
-    for (struct dirent *entry; (entry = readdir(list));) {
-        if (entry->d_name[0] == '.')
-            continue;
-        CHECK(i->count < FILES && strlen(entry->d_name) < sizeof i->files[0].name);
-        strcpy(i->files[i->count].name, entry->d_name);
-        int fd = openat(dirfd(list), entry->d_name, O_RDONLY | O_CLOEXEC);
-        struct stat status;
-        CHECK(fd >= 0 && fstat(fd, &status) == 0);
-        i->files[i->count].size = (size_t)status.st_size;
-        i->files[i->count].bytes = NULL;
-        if (status.st_size > 0) {
-            void *bytes = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, fd, 0);
-            CHECK(bytes != MAP_FAILED);
-            i->files[i->count].bytes = bytes;
-        }
-        close(fd);
-        i->count++;
-    }
-    closedir(list);
-}
-
-static void image_copy(image *to, const image *from) {
-    *to = *from;
-    for (size_t f = 0; f < to->count; f++) {
-        to->files[f].bytes = malloc(from->files[f].size + 1);
-        CHECK(to->files[f].bytes);
-        if (from->files[f].size)
-            memcpy(to->files[f].bytes, from->files[f].bytes, from->files[f].size);
-    }
-}
-
-static void image_free(image *i) {
-    for (size_t f = 0; f < i->count; f++)
-        free(i->files[f].bytes);
-    i->count = 0;
-}
-
-static bool is_derived(const char *name) {
-    return strncmp(name, "control", 7) == 0 || strncmp(name, "index.", 6) == 0;
-}
-
-/* What the kernel does to a robust mutex whose owner dies. */
-static void die_with(pthread_mutex_t *lock) {
-    unsigned word = (unsigned)lock->__data.__lock;
-    if ((word & FUTEX_TID_MASK) == (unsigned)gettid())
-        lock->__data.__lock = (int)((word & FUTEX_WAITERS) | FUTEX_OWNER_DIED);
-}
-
-static void write_file(int directory, const char *name, const unsigned char *bytes, size_t size) {
-    int fd = openat(directory, name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    CHECK(fd >= 0);
-    CHECK(size == 0 || pwrite(fd, bytes, size, 0) == (ssize_t)size);
-    CHECK(ftruncate(fd, (off_t)size) == 0);
-    close(fd);
-}
-
-/* Makes `dir` hold exactly these files. Existing ones are overwritten in place, which saves most of the time. */
-static void image_write(const image *i, const char *dir, bool rebooted) {
-    DIR *list = opendir(dir);
-    CHECK(list);
-    for (struct dirent *entry; (entry = readdir(list));) {
-        bool wanted = entry->d_name[0] == '.';
-        for (size_t f = 0; f < i->count && !wanted; f++)
-            wanted = strcmp(i->files[f].name, entry->d_name) == 0;
-        if (!wanted || (rebooted && is_derived(entry->d_name)))
-            CHECK(unlinkat(dirfd(list), entry->d_name, 0) == 0);
-    }
-    for (size_t f = 0; f < i->count; f++) {
-        const char *name = i->files[f].name;
-        if (rebooted && is_derived(name))
-            continue;
-        if (strncmp(name, "control", 7) == 0 && i->files[f].size >= sizeof(struct ds_control)) {
-            static _Alignas(64) unsigned char page[1 << 16];
-            CHECK(i->files[f].size <= sizeof page);
-            memcpy(page, i->files[f].bytes, i->files[f].size);
-            struct ds_control *control = (struct ds_control *)(void *)page;
-            die_with(&control->lock);
-            die_with(&control->sync_lock);
-            write_file(dirfd(list), name, page, i->files[f].size);
-        } else {
-            write_file(dirfd(list), name, i->files[f].bytes, i->files[f].size);
-        }
-    }
-    closedir(list);
-}
 
 /* ---- the state of a test -------------------------------------------------------------------------------------------- */
 
@@ -249,15 +138,6 @@ static void verify(ds_store *store, const char *how) {
         violated("%s: verify gave %s: %s", how, ds_status_name(status), ds_error());
 }
 
-static void reboot(const char *dir) {
-    DIR *list = opendir(dir);
-    CHECK(list);
-    for (struct dirent *entry; (entry = readdir(list));)
-        if (is_derived(entry->d_name))
-            CHECK(unlinkat(dirfd(list), entry->d_name, 0) == 0);
-    closedir(list);
-}
-
 /* The recovered store goes on: one more batch, and all is there after another reboot. */
 static void follow(scene *s, ds_store *store, uint64_t m, const char *how) {
     ds_change changes[HISTORY_CHANGES];
@@ -267,7 +147,7 @@ static void follow(scene *s, ds_store *store, uint64_t m, const char *how) {
         violated("%s: the next commit gave %s: %s", how, ds_status_name(status), ds_error());
     judge(s, store, m + 1, m + 1, false, how);
     close_copy(store, how);
-    reboot(s->copy);
+    image_reboot(s->copy);
     store = open_copy(s->copy, how);
     judge(s, store, m + 1, m + 1, true, how);
     verify(store, how);

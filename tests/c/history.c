@@ -194,32 +194,35 @@ static bool mismatch(const history *h, unsigned index, const char *what) {
     return false;
 }
 
+bool history_key_matches(const history *h, unsigned i) {
+    const history_key *key = &h->key[i];
+    if ((key->batch != 0) != (key->seen == DS_OK))
+        return mismatch(h, i, key->batch ? "is missing" : "is back from the dead");
+    if (!key->batch)
+        return true;
+    plan plans[HISTORY_CHANGES];
+    plan_batch(h, key->batch, plans);
+    const plan *p = &plans[key->change];
+    if (key->value.size != p->size)
+        return mismatch(h, i, "has another size");
+    if (i == h->keys)
+        return memcmp(key->value.data, &key->batch, sizeof key->batch) == 0 || mismatch(h, i, "is another batch's");
+    uint64_t content = p->content;
+    const unsigned char *bytes = key->value.data;
+    for (size_t at = 0; at < p->size; at += 8) {
+        uint64_t word = check_random(&content);
+        if (memcmp(bytes + at, &word, p->size - at < 8 ? p->size - at : 8) != 0)
+            return mismatch(h, i, "has other bytes");
+    }
+    return true;
+}
+
 bool history_matches(const history *h) {
     for (unsigned i = 0; i <= h->keys; i++) {
-        const history_key *key = &h->key[i];
-        if (key->seen != DS_OK && key->seen != DS_MISSING)
+        if (h->key[i].seen != DS_OK && h->key[i].seen != DS_MISSING)
             return mismatch(h, i, "cannot be read");
-        if ((key->batch != 0) != (key->seen == DS_OK))
-            return mismatch(h, i, key->batch ? "is missing" : "is back from the dead");
-        if (!key->batch)
-            continue;
-        plan plans[HISTORY_CHANGES];
-        plan_batch(h, key->batch, plans);
-        const plan *p = &plans[key->change];
-        if (key->value.size != p->size)
-            return mismatch(h, i, "has another size");
-        if (i == h->keys) {
-            if (memcmp(key->value.data, &key->batch, sizeof key->batch) != 0)
-                return mismatch(h, i, "is another batch's");
-            continue;
-        }
-        uint64_t content = p->content;
-        const unsigned char *bytes = key->value.data;
-        for (size_t at = 0; at < p->size; at += 8) {
-            uint64_t word = check_random(&content);
-            if (memcmp(bytes + at, &word, p->size - at < 8 ? p->size - at : 8) != 0)
-                return mismatch(h, i, "has other bytes");
-        }
+        if (!history_key_matches(h, i))
+            return false;
     }
     return true;
 }

@@ -58,6 +58,8 @@ void history_release(history *h);
 uint64_t history_seen(const history *h);
 /* What was collected equals the state. If not, history_problem() says where. */
 bool history_matches(const history *h);
+/* The same for one key of a damaged store, whose read did not fail. */
+bool history_key_matches(const history *h, unsigned key);
 const char *history_problem(void);
 
 #endif

@@ -1,4 +1,5 @@
 /* Every status has a name and a sentence, and no number outside the table passes for one. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "check.h"
@@ -37,6 +38,7 @@ static void the_error_names_the_path(const char *dir) {
     CHECK(store == NULL);
     CHECK(strstr(ds_error(), "nothing-here") != NULL);
     CHECK(strlen(ds_error()) > strlen(path)); /* it also says what is wrong with it */
+    free(path);
 }
 
 int main(int argc, char **argv) {
