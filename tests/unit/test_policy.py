@@ -1,0 +1,168 @@
+"""The restart decision, by table."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dora_state.runtime.policy import (
+    JITTER,
+    Action,
+    Ending,
+    History,
+    RestartPolicy,
+    decide,
+)
+
+CRASH = Ending()
+CRASH_AFTER_PROGRESS = Ending(progressed=True)
+ASKED = Ending(asked=True)
+RESTART, DEGRADE, STOP = Action.RESTART, Action.DEGRADE, Action.STOP
+
+
+def decisions(policy: RestartPolicy, endings: list[tuple[float, Ending]]) -> list[tuple]:
+    """What is decided after each of a series of (time, ending)."""
+    history, made = History(), []
+    for now, ending in endings:
+        decision, history = decide(policy, history, ending, now)
+        made.append((decision.action, decision.delay))
+    return made
+
+
+TABLE = {
+    "a first crash restarts at once": (
+        {},
+        [(0, CRASH)],
+        [(RESTART, 0)],
+    ),
+    "later ones wait, doubled each time": (
+        {"max_restarts": 0},
+        [(n, CRASH) for n in range(5)],
+        [(RESTART, 0), (RESTART, 0.1), (RESTART, 0.2), (RESTART, 0.4), (RESTART, 0.8)],
+    ),
+    "up to a bound": (
+        {"max_restarts": 0, "restart_delay": 1, "max_restart_delay": 3},
+        [(n, CRASH) for n in range(5)],
+        [(RESTART, 0), (RESTART, 1), (RESTART, 2), (RESTART, 3), (RESTART, 3)],
+    ),
+    "a commit resets charge and delay": (
+        {"max_restarts": 1},
+        [(0, CRASH), (1, CRASH_AFTER_PROGRESS), (2, CRASH), (3, CRASH_AFTER_PROGRESS), (4, CRASH)],
+        [(RESTART, 0)] * 5,
+    ),
+    "more than max_restarts in the window degrade": (
+        {"max_restarts": 2, "restart_delay": 0},
+        [(0, CRASH), (1, CRASH), (2, CRASH), (32, CRASH)],
+        [(RESTART, 0), (RESTART, 0), (DEGRADE, 30), (DEGRADE, 30)],
+    ),
+    "the defaults allow five": (
+        {},
+        [(n, CRASH) for n in range(6)],
+        [
+            *[(RESTART, 0), (RESTART, 0.1), (RESTART, 0.2), (RESTART, 0.4), (RESTART, 0.8)],
+            (DEGRADE, 30),
+        ],
+    ),
+    "or stop, if that is wanted": (
+        {"max_restarts": 1, "exhausted": "stop"},
+        [(0, CRASH), (1, CRASH)],
+        [(RESTART, 0), (STOP, 0)],
+    ),
+    "charges outside the window are forgotten, the delay is not": (
+        {"max_restarts": 1, "restart_window": 10},
+        [(0, CRASH), (10, CRASH), (20, CRASH)],
+        [(RESTART, 0), (RESTART, 0.1), (RESTART, 0.2)],
+    ),
+    "a window of 0 forgets nothing": (
+        {"max_restarts": 1, "restart_window": 0},
+        [(0, CRASH), (1e9, CRASH)],
+        [(RESTART, 0), (DEGRADE, 30)],
+    ),
+    "degraded stays degraded, also when the window has passed": (
+        {"max_restarts": 1, "restart_window": 10},
+        [(0, CRASH), (1, CRASH), (100, CRASH)],
+        [(RESTART, 0), (DEGRADE, 30), (DEGRADE, 30)],
+    ),
+    "until an event is committed": (
+        {"max_restarts": 1},
+        [(0, CRASH), (1, CRASH), (31, CRASH_AFTER_PROGRESS), (32, CRASH)],
+        [(RESTART, 0), (DEGRADE, 30), (RESTART, 0), (RESTART, 0)],
+    ),
+    "max_restarts 0 is no limit": (
+        {"max_restarts": 0, "restart_delay": 0},
+        [(n, CRASH) for n in range(100)],
+        [(RESTART, 0)] * 100,
+    ),
+    "never": (
+        {"restart_policy": "never"},
+        [(0, CRASH_AFTER_PROGRESS)],
+        [(STOP, 0)],
+    ),
+    "on-failure lets an operator end that asked for it": (
+        {},
+        [(0, ASKED)],
+        [(STOP, 0)],
+    ),
+    "always does not, and does not charge it": (
+        {"restart_policy": "always", "max_restarts": 1},
+        [(n, ASKED) for n in range(5)],
+        [(RESTART, 0)] * 5,
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "endings", "expected"), TABLE.values(), ids=TABLE.keys())
+def test_decision(options, endings, expected):
+    assert decisions(RestartPolicy(**options), endings) == expected
+
+
+@given(
+    endings=st.lists(
+        st.tuples(
+            st.floats(0, 1e6),
+            st.builds(Ending, asked=st.booleans(), progressed=st.booleans()),
+        ),
+        max_size=100,
+    ),
+    max_restarts=st.integers(0, 20),
+    window=st.floats(0, 1000),
+    exhausted=st.sampled_from(["degraded", "stop"]),
+    jitter=st.floats(-1, 1),
+)
+def test_every_decision_is_bounded(endings, max_restarts, window, exhausted, jitter):
+    policy = RestartPolicy(max_restarts=max_restarts, restart_window=window, exhausted=exhausted)
+    history, now = History(), 0.0
+    for after, ending in endings:
+        now += after
+        decision, history = decide(policy, history, ending, now, jitter)
+        longest = max(policy.max_restart_delay * (1 + JITTER), policy.degraded_retry)
+        assert 0 <= decision.delay <= longest
+        assert len(history.charges) <= max_restarts + 1
+        if ending.progressed and not ending.asked:
+            assert (decision.action, decision.delay) == (RESTART, 0)
+
+
+def test_a_streak_of_any_length_has_a_finite_delay():
+    policy = RestartPolicy(max_restarts=0)
+    decision, _ = decide(policy, History(streak=10**6), CRASH, 0.0)
+    assert decision.delay == policy.max_restart_delay
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("restart_policy", "sometimes"),
+        ("exhausted", "panic"),
+        ("max_restarts", -1),
+        ("restart_delay", -0.1),
+        ("max_restart_delay", math.nan),
+        ("restart_window", -1),
+        ("degraded_retry", -1),
+    ],
+)
+def test_a_wrong_option_is_named(option, value):
+    with pytest.raises(ValueError, match=f"^{option} is .*; use "):
+        RestartPolicy(**{option: value})
