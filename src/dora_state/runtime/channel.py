@@ -1,0 +1,230 @@
+"""Messages between host and worker, over a stream socket pair.
+
+A message is a header, a msgpack document and any number of raw buffers:
+
+    offset  size  what
+    0       1     kind
+    1       1     number of buffers, n
+    2       2     zero
+    4       4     size of the document
+    8       8     size of what follows the header
+    16      8*n   size of each buffer
+    ...           the document, padded to 8
+    ...           each buffer, padded to 8
+
+Everything starts at a multiple of 8, so that Arrow can use the buffers where they were received.
+They are never copied in Python: sent by sendmsg from where they lie, received into memory that they
+keep. Nothing is pickled.
+
+A peer may die anywhere, also inside a message. What it sent before stays in the socket and is read
+to its end; a message that is not complete is dropped with the channel.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+# host to worker
+START = 1  # become incarnation k: build the operator, restore its state
+EVENT = 2
+STOP = 3  # end in order
+# worker to host
+IMPORTED = 16  # the operator's file is imported
+READY = 17  # __init__ and restore_state are done
+OUTPUT = 18
+DONE = 19  # the event's commit is made
+FAILED = 20  # an exception came out; the worker ends
+# both
+TYPE = 32  # an Arrow type: what a number in later values means
+
+_HEADER = struct.Struct("<BBxxIQ")
+_SIZES = [struct.Struct(f"<{n}Q") for n in range(8)]
+_RECEIVE_BYTES = 1 << 16
+_IOV_MAX = 1024
+_LOCAL_TIME = 1
+_PADDING = [b"", *(bytes(n) for n in range(1, 8))]
+
+Buffer = Any  # anything with the buffer protocol; collections.abc.Buffer needs Python 3.12
+
+
+class Message(NamedTuple):
+    kind: int
+    document: Any
+    buffers: list[memoryview]
+
+
+def pack(document: object, other: Callable[[Any], Any] | None = None) -> bytes:
+    """`other` turns what msgpack does not know into something that it does."""
+    convert: Callable[[Any], Any] = _pack_other
+    if other is not None:
+        convert = functools.partial(_pack_other, other=other)
+    return msgpack.packb(document, datetime=True, default=convert)  # type: ignore[no-any-return]
+
+
+def _pack_other(content: Any, other: Callable[[Any], Any] | None = None) -> Any:
+    if isinstance(content, datetime.datetime):  # one without a zone; msgpack's own are instants
+        return msgpack.ExtType(_LOCAL_TIME, content.isoformat().encode())
+    if other is None:
+        raise TypeError(f"cannot send a {type(content).__name__} in an event or in metadata")
+    return other(content)
+
+
+def unpack(data: Buffer) -> Any:
+    return msgpack.unpackb(data, timestamp=3, ext_hook=_unpack_other, strict_map_key=False)
+
+
+def _unpack_other(code: int, data: bytes) -> object:
+    if code == _LOCAL_TIME:
+        return datetime.datetime.fromisoformat(data.decode())
+    raise ValueError(f"an unknown extension type {code} in a message")
+
+
+def frame(kind: int, document: bytes, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+    """The pieces of one message, to be sent one after the other."""
+    if not buffers:
+        padding = _PADDING[-len(document) % 8]
+        header = _HEADER.pack(kind, 0, len(document), len(document) + len(padding))
+        return [b"".join((header, document, padding))]
+    views = [memoryview(buffer).cast("B") for buffer in buffers]
+    sizes = [len(view) for view in views]
+    padding = _PADDING[-len(document) % 8]
+    body = 8 * len(sizes) + len(document) + len(padding) + sum(n + -n % 8 for n in sizes)
+    header = _HEADER.pack(kind, len(sizes), len(document), body)
+    if body <= 4096:  # one copy of a few bytes is cheaper than a longer system call
+        parts: list[Buffer] = [header, _SIZES[len(sizes)].pack(*sizes), document, padding]
+        for view in views:
+            parts += [view, _PADDING[-len(view) % 8]]
+        return [b"".join(parts)]
+    pieces: list[Buffer] = [b"".join((header, _SIZES[len(sizes)].pack(*sizes), document, padding))]
+    for view in views:
+        pieces.append(view)
+        if len(view) % 8:
+            pieces.append(_PADDING[-len(view) % 8])
+    return pieces
+
+
+class Channel:
+    """One end of the socket pair. `send` may be called by several threads, the rest by one."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.known_types: set[int] = set()  # numbers of Arrow types that the peer was told
+        self.types: dict[int, Any] = {}  # what the peer told us
+        self._lock = threading.Lock()
+        self._unsent: deque[memoryview] = deque()  # non-blocking ends only
+        self._rest = b""  # the beginning of a message
+        self._body: bytearray | None = None  # of a message too large for one read
+        self._body_filled = 0
+        self._body_header = (0, 0, 0)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    # Sending
+
+    def send(self, kind: int, document: bytes, buffers: Sequence[Buffer] = ()) -> None:
+        """Send, or on a non-blocking end send what fits and keep the rest for `flush`."""
+        pieces = frame(kind, document, buffers)
+        with self._lock:
+            if not self._unsent and len(pieces) == 1:
+                # The usual case: one short message that fits.
+                data = pieces[0]
+                try:
+                    sent = self.socket.send(data)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(data):
+                    return
+                pieces = [memoryview(data)[sent:]]
+            self._unsent.extend(memoryview(piece) for piece in pieces)
+            self._flush()
+
+    def flush(self) -> None:
+        with self._lock:
+            self._flush()
+
+    @property
+    def is_flushed(self) -> bool:
+        return not self._unsent
+
+    def _flush(self) -> None:
+        while self._unsent:
+            pieces = [self._unsent[i] for i in range(min(len(self._unsent), _IOV_MAX))]
+            try:
+                sent = self.socket.sendmsg(pieces)
+            except BlockingIOError:
+                return
+            while sent or (self._unsent and not len(self._unsent[0])):
+                first = self._unsent.popleft()
+                if sent < len(first):
+                    self._unsent.appendleft(first[sent:])
+                    break
+                sent -= len(first)
+
+    # Receiving
+
+    def receive(self) -> Iterator[Message] | None:
+        """One read, and the messages it completed; None at the end of the stream. BlockingIOError:
+        nothing there.
+        """
+        if self._body is not None:
+            view = memoryview(self._body)[self._body_filled :]
+            count = self.socket.recv_into(view)
+            if count == 0:
+                return None
+            self._body_filled += count
+            if self._body_filled < len(self._body):
+                return iter(())
+            body, self._body = memoryview(self._body).toreadonly(), None
+            return iter((self._parse(*self._body_header, body),))
+        data = self.socket.recv(_RECEIVE_BYTES)
+        if not data:
+            return None
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        return iter(self._split(data))
+
+    def _split(self, data: bytes) -> list[Message]:
+        messages: list[Message] = []
+        view = memoryview(data)
+        at, end = 0, len(data)
+        while end - at >= _HEADER.size:
+            kind, count, document_size, body_size = _HEADER.unpack_from(data, at)
+            body_at = at + _HEADER.size
+            if body_at + body_size > end:
+                if body_size > _RECEIVE_BYTES:
+                    self._body = bytearray(body_size)
+                    self._body_filled = end - body_at
+                    self._body[: self._body_filled] = view[body_at:]
+                    self._body_header = (kind, count, document_size)
+                    return messages
+                break
+            at = body_at + body_size
+            messages.append(self._parse(kind, count, document_size, view[body_at:at]))
+        self._rest = data[at:]
+        return messages
+
+    def _parse(self, kind: int, count: int, document_size: int, body: memoryview) -> Message:
+        at = 8 * count
+        document = unpack(body[at : at + document_size])
+        buffers: list[memoryview] = []
+        if count:
+            sizes = _SIZES[count].unpack_from(body)
+            at += document_size + -document_size % 8
+            for size in sizes:
+                buffers.append(body[at : at + size])
+                at += size + -size % 8
+        return Message(kind, document, buffers)
