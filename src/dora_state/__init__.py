@@ -1,6 +1,16 @@
 """Crash-safe state for dora operators, and one shared store for all nodes of a dataflow."""
 
 from .kvs import kvs_delete, kvs_keys, kvs_read, kvs_write
+from .operator import delete_state, save_state
 from .store import Entry, Store
 
-__all__ = ["Entry", "Store", "kvs_delete", "kvs_keys", "kvs_read", "kvs_write"]
+__all__ = [
+    "Entry",
+    "Store",
+    "delete_state",
+    "kvs_delete",
+    "kvs_keys",
+    "kvs_read",
+    "kvs_write",
+    "save_state",
+]

@@ -1,0 +1,84 @@
+"""What an operator calls: save_state and delete_state.
+
+They work as module functions and, put there by the runtime, as methods of the operator. Inside a
+handler (`__init__`, `restore_state`, `on_event`) they stage, and the runtime makes everything
+staged one commit together with the position in the input. A call belongs to a handler by context
+variable; from another thread, or after the handler has ended, it commits at once.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from dora_state.errors import OperatorError
+
+
+class Stage(Protocol):
+    """Where a handler's saves wait for their commit. runtime/step.py has it."""
+
+    def put(self, key: str, value: bytes | None) -> bool: ...
+    def forget(self, key: str) -> None: ...
+
+
+class Session(Protocol):
+    """The running operator's way to its store. runtime/worker.py has it."""
+
+    def commit_now(self, key: str, value: bytes | None) -> None: ...
+
+
+session: Session | None = None  # set in a worker, before the operator's file is imported
+stage: ContextVar[Stage | None] = ContextVar("dora_state.stage", default=None)
+
+
+def save_state(key: str, value: Any, *, flush: bool = False) -> None:
+    """Save `value` under `key` in the operator's private store.
+
+    The value is copied now and committed when the handler returns, in one commit with all other
+    saves of the handler; if the handler raises, nothing of it is saved. After a crash
+    `restore_state` receives what was last committed.
+
+    Args:
+        key: any str.
+        value: bytes or any other C-contiguous buffer (numpy array, Arrow buffer, memoryview).
+        flush: commit this save by itself, now. The event may still be handled again.
+    """
+    _change(key, _copy(key, value), flush)
+
+
+def delete_state(key: str, *, flush: bool = False) -> None:
+    """Remove `key` from the operator's private store. A key that is not there is no error."""
+    _change(key, None, flush)
+
+
+def _change(key: str, value: bytes | None, flush: bool) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"a key is a str, not {type(key).__name__}: {key!r:.80}")
+    if session is None:
+        raise OperatorError(
+            "save_state and delete_state work in an operator that `dora-state run` hosts; "
+            "a custom node can use kvs_write, or a Store of its own"
+        )
+    handler = stage.get()
+    if flush or handler is None or not handler.put(key, value):
+        session.commit_now(key, value)
+        if flush and handler is not None:
+            handler.forget(key)
+
+
+def _copy(key: object, value: Any) -> bytes:
+    if type(value) is bytes:
+        return value
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise TypeError(
+            f"save_state({key!r:.80}): a {type(value).__name__} is not a buffer; "
+            "save bytes, for example msgpack.packb(value)"
+        ) from None
+    if not view.c_contiguous:
+        raise ValueError(
+            f"save_state({key!r:.80}): the buffer is not C-contiguous; "
+            "make it so with numpy.ascontiguousarray"
+        )
+    return view.tobytes()
