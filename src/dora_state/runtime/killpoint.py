@@ -1,0 +1,111 @@
+"""Named kill points: where a test lets a worker die, at an exact place that a random kill would
+hardly ever hit.
+
+The environment variable DORA_STATE_KILL lists them as `name@n` or `name@n=how`, separated by
+commas. For the points around an event, n is its number, and only the first attempt dies; for those
+around a start, n is the incarnation. `how` is kill (SIGKILL, the default), abort, segv, exit, quit
+(sys.exit) or raise. Without the variable, `reach` does nothing. The names, in the order in which a
+worker meets them:
+
+    import init after-init restore after-restore after-restore-commit
+    event output torn-output after-output before-commit after-commit after-ack
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+START_POINTS = (
+    "import",
+    "init",
+    "after-init",
+    "restore",
+    "after-restore",
+    "after-restore-commit",
+)
+EVENT_POINTS = (
+    "event",
+    "output",
+    "torn-output",
+    "after-output",
+    "before-commit",
+    "after-commit",
+    "after-ack",
+)
+ENVIRONMENT = "DORA_STATE_KILL"
+
+
+class KilledError(Exception):
+    """What `how` = raise raises."""
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _abort() -> None:
+    os.abort()
+
+
+def _segv() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _exit() -> None:
+    os._exit(0)
+
+
+def _quit() -> None:
+    sys.exit(0)
+
+
+def _raise() -> None:
+    raise KilledError("a kill point")
+
+
+_HOW: dict[str, Callable[[], None]] = {
+    "kill": _kill,
+    "abort": _abort,
+    "segv": _segv,
+    "exit": _exit,
+    "quit": _quit,
+    "raise": _raise,
+}
+
+
+def _parse(text: str) -> dict[tuple[str, int], str]:
+    points = {}
+    for item in filter(None, text.split(",")):
+        place, _, how = item.partition("=")
+        name, _, n = place.partition("@")
+        if (
+            name not in START_POINTS + EVENT_POINTS
+            or not n.isdigit()
+            or (how or "kill") not in _HOW
+        ):
+            raise ValueError(f"{ENVIRONMENT} has {item!r}; use name@number or name@number=how")
+        points[name, int(n)] = how or "kill"
+    return points
+
+
+_points = _parse(os.environ.get(ENVIRONMENT, ""))
+_attempt = 1
+
+
+def attempt(number: int) -> None:
+    """Tell which attempt at its event this process is making."""
+    global _attempt
+    _attempt = number
+
+
+def is_set(name: str, n: int) -> bool:
+    return bool(_points) and (name, n) in _points and (name in START_POINTS or _attempt == 1)
+
+
+def reach(name: str, n: int) -> None:
+    """Die here if the environment says so."""
+    if _points and is_set(name, n):
+        _HOW[_points[name, n]]()

@@ -1,0 +1,348 @@
+"""The worker: a child process that holds one incarnation of the operator.
+
+    import the operator's file                         -> IMPORTED
+    START   __init__, restore_state                    -> READY
+    EVENT   on_event; every output                     -> OUTPUT
+            one commit of the saves and the step       -> DONE
+    STOP    drop the operator, close the store, exit 0
+    an exception anywhere                              -> FAILED, exit 70
+
+A spare is a worker that got no START yet: the file is imported, `__init__` has not run, since a
+device must not be opened twice. The store is opened beforehand; what is on record is read only
+after START, because the host sends it after the fence.
+
+Outputs go to the host before the commit and rest in its memory or in the socket, where the death of
+this process does not reach them. The commit record carries their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib.util
+import logging
+import os
+import socket
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from dora_state import operator as operator_api
+from dora_state._core import USER, Store
+from dora_state.errors import OperatorError, TooLarge
+from dora_state.runtime import channel, killpoint, process, step, value
+from dora_state.runtime.step import Stage, Step
+
+log = logging.getLogger("dora_state.operator")
+
+FAILED_EXIT = 70  # EX_SOFTWARE
+HELD_OUTPUT_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What every worker of one operator needs to know. Travels as JSON."""
+
+    operator: str
+    store: str
+    durability: str = "group"
+    immediate: tuple[str, ...] = ()  # outputs that do not wait for the commit
+    descriptor: Any = None  # becomes self.dataflow_descriptor
+    arrow_outputs: bool = False  # outputs are bytes or Arrow arrays, as dora wants them
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run(sock: socket.socket, config: WorkerConfig, incarnation: int) -> NoReturn:
+    """Be a worker until told to stop, or until the host goes away."""
+    worker = Worker(channel.Channel(sock), config, incarnation)
+    code = FAILED_EXIT
+    try:
+        worker.serve()
+        code = 0
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the host is gone; so are we, in a moment
+            worker.report(error)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        # No exit handlers, and no waiting for the operator's threads: a crashed operator is not
+        # asked for help.
+        os._exit(code)
+
+
+def file_signature(path: str) -> tuple[int, int]:
+    """Changes when the file does."""
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size
+
+
+class Worker:
+    def __init__(self, host: channel.Channel, config: WorkerConfig, incarnation: int) -> None:
+        self.host = host
+        self.config = config
+        self.incarnation = incarnation
+        self.phase = "import"
+        self.store: Store | None = None
+        self.operator: Any = None
+        self._immediate = frozenset(config.immediate)
+        self._warned_none = False
+
+    # The loop
+
+    def serve(self) -> None:
+        self._settle_in()
+        signature = file_signature(self.config.operator)
+        module = load(Path(self.config.operator), self.incarnation)
+        self.store = Store(
+            self.config.store, durability=self.config.durability, incarnation=self.incarnation
+        )
+        self.host.send(channel.IMPORTED, channel.pack({"pid": os.getpid(), "signature": signature}))
+        while True:
+            messages = self.host.receive()
+            if messages is None:
+                return
+            for message in messages:
+                if message.kind == channel.EVENT:
+                    self._handle(message)
+                elif message.kind == channel.TYPE:
+                    value.learn_type(self.host, message.document)
+                elif message.kind == channel.START:
+                    self._start(module)
+                elif message.kind == channel.STOP:
+                    self._stop()
+                    return
+
+    def _settle_in(self) -> None:
+        """Undo what a fork shares that should not be shared, and make crashes leave a trace."""
+        faulthandler.enable()
+        logging.basicConfig(
+            level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            numpy_random.seed()  # forks of one zygote would all draw the same numbers
+        os.register_at_fork(after_in_child=self._leave)
+        process.restore_stop_signals_in_forks()
+        operator_api.session = self
+
+    def _leave(self) -> None:
+        """In a child that the operator forked: it is no worker, and must not speak or commit like
+        one.
+        """
+        operator_api.session = None
+        self.host.close()
+
+    def report(self, error: BaseException) -> None:
+        text = "".join(traceback.format_exception(error))
+        message = {"phase": self.phase, "error": _summary(error), "traceback": text}
+        self.host.send(channel.FAILED, channel.pack(message))
+
+    # Starting
+
+    def _start(self, module: ModuleType) -> None:
+        assert self.store is not None
+        began = time.monotonic()
+        state = {key: data for key, data, _ in self.store._scan(USER)}
+        cls = module.Operator
+        for name in ("save_state", "delete_state"):
+            if not hasattr(cls, name):
+                setattr(cls, name, staticmethod(getattr(operator_api, name)))
+        self._construct(cls, state)
+        built = time.monotonic()
+        self._restore(state)
+        self.phase = "event"
+        report = {
+            "restored_keys": len(state),
+            "init_ms": (built - began) * 1e3,
+            "restore_ms": (time.monotonic() - built) * 1e3,
+        }
+        self.host.send(channel.READY, channel.pack(report))
+
+    def _construct(self, cls: Any, state: dict[str, bytes]) -> None:
+        self.phase = "__init__"
+        stage = Stage()
+        token = operator_api.stage.set(stage)
+        try:
+            killpoint.reach("init", self.incarnation)
+            self.operator = cls()
+            killpoint.reach("after-init", self.incarnation)
+        finally:
+            operator_api.stage.reset(token)
+            saved = stage.close()
+        if saved and state:
+            log.warning(
+                "saves made in __init__ are discarded, as there is state to restore (keys: %s)",
+                ", ".join(sorted(saved)),
+            )
+        elif saved:
+            self._commit(saved)
+        self.operator.dataflow_descriptor = self.config.descriptor
+
+    def _restore(self, state: dict[str, bytes]) -> None:
+        if not state:
+            return
+        self.phase = "restore_state"
+        restore = getattr(self.operator, "restore_state", None)
+        if restore is None:
+            log.warning("there is saved state, but the operator has no restore_state")
+            return
+        stage = Stage()
+        token = operator_api.stage.set(stage)
+        try:
+            killpoint.reach("restore", self.incarnation)
+            restore(state)
+            killpoint.reach("after-restore", self.incarnation)
+        finally:
+            operator_api.stage.reset(token)
+            saved = stage.close()
+        if saved:
+            self._commit(saved)
+            killpoint.reach("after-restore-commit", self.incarnation)
+
+    # Events
+
+    def _handle(self, message: channel.Message) -> None:
+        number, attempt, packed, head = message.document
+        event = channel.unpack(packed)
+        if head is not None:
+            event["value"] = value.decode(head, message.buffers, self.host.types)
+        event["attempt"] = attempt
+        killpoint.attempt(attempt)
+        stage = Stage(number)
+        token = operator_api.stage.set(stage)
+        try:
+            killpoint.reach("event", number)
+            status = self._status(self.operator.on_event(event, self.send_output))
+        finally:
+            operator_api.stage.reset(token)
+            saved = stage.close()
+        killpoint.reach("before-commit", number)
+        self._commit(saved, Step(number, self.incarnation, status, stage.outputs))
+        killpoint.reach("after-commit", number)
+        self.host.send(channel.DONE, channel.pack((number, status, stage.outputs)))
+        killpoint.reach("after-ack", number)
+
+    def _status(self, returned: Any) -> int:
+        """DoraStatus by value: the class belongs to dora, which is not imported here."""
+        status = getattr(returned, "value", returned)
+        if status is None:
+            if not self._warned_none:
+                self._warned_none = True
+                log.warning("on_event returned None; taken as DoraStatus.CONTINUE")
+            return step.CONTINUE
+        if isinstance(status, int) and status in (step.CONTINUE, step.STOP, step.STOP_ALL):
+            return int(status)
+        raise TypeError(f"on_event returned {returned!r:.80}; return a DoraStatus")
+
+    def send_output(
+        self, output_id: str, data: Any, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """What the operator gets as `send_output`: as dora's, but the output leaves with the
+        event's commit.
+        """
+        if not isinstance(output_id, str):
+            raise TypeError(f"an output id is a str, not {type(output_id).__name__}")
+        encoded = value.encode(data, copy=False)
+        if self.config.arrow_outputs and encoded.head[0] in (value.NONE, value.PACKED):
+            raise TypeError(
+                f"send_output({output_id!r:.80}): a {type(data).__name__} is no output; "
+                "send bytes or a pyarrow array"
+            )
+        stage = operator_api.stage.get()
+        number = 0  # outside a handler: leaves at once
+        if isinstance(stage, Stage) and stage.is_open and stage.number:
+            if output_id not in self._immediate:
+                stage.output_bytes += encoded.size_bytes
+                if stage.output_bytes > HELD_OUTPUT_BYTES:
+                    raise TooLarge(
+                        f"the outputs of one event exceed {HELD_OUTPUT_BYTES >> 20} MiB; "
+                        f"declare {output_id!r} as an immediate output, or send less per event"
+                    )
+                number = stage.number
+                stage.outputs += 1
+            killpoint.reach("output", stage.number)
+            if killpoint.is_set("torn-output", stage.number):
+                self._tear(stage.number)
+        document = channel.pack((number, output_id, metadata or {}, encoded.head), other=_as_dora)
+        value.send(self.host, channel.OUTPUT, document, encoded)
+        if number:
+            killpoint.reach("after-output", number)
+
+    def _tear(self, number: int) -> None:
+        """Die with half a message sent."""
+        whole = b"".join(channel.frame(channel.OUTPUT, bytes(64)))
+        self.host.socket.sendall(whole[: len(whole) // 2])
+        killpoint.reach("torn-output", number)
+
+    # Saving
+
+    def _commit(self, changes: dict[str, bytes | None], done: Step | None = None) -> None:
+        assert self.store is not None
+        step.commit(self.store, changes, done)
+
+    def commit_now(self, key: str, data: bytes | None) -> None:
+        """A save from outside a handler, or with flush: a commit of its own, the step stays where
+        it is.
+        """
+        if self.store is None:
+            raise OperatorError("there is no saved state yet while the operator's file is imported")
+        self._commit({key: data})
+
+    # Ending
+
+    def _stop(self) -> None:
+        self.phase = "teardown"
+        self.operator = None  # dora's operators tear down in __del__
+        if self.store is not None:
+            self.store.close()
+
+
+def load(path: Path, incarnation: int = 0) -> ModuleType:
+    """Import an operator's file as dora does: its folder on sys.path, under the file's name."""
+    killpoint.reach("import", incarnation)
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    name = path.stem
+    if name in sys.modules:
+        name = (
+            f"dora_operator_{name}"  # operator.py must not replace the standard module of that name
+        )
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise OperatorError(f"{path} cannot be imported as Python; the file name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.argv = [str(path)]
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "Operator", None), type):
+        raise OperatorError(
+            f"{path} has no class Operator; "
+            "define one with a method on_event(self, event, send_output)"
+        )
+    if not callable(getattr(module.Operator, "on_event", None)):
+        raise OperatorError(
+            f"{path}: class Operator has no method on_event; "
+            "define on_event(self, event, send_output)"
+        )
+    return module
+
+
+def _as_dora(content: Any) -> Any:
+    """Metadata that dora has no type for becomes text, as dora does it; numpy's numbers become
+    plain ones.
+    """
+    item = getattr(content, "item", None)
+    return item() if item is not None and getattr(content, "ndim", 1) == 0 else str(content)
+
+
+def _summary(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,271 @@
+"""The zygote: a small process that forks workers quickly, and both ends of the talk with it.
+
+It is exec'd, so it shares nothing with the host's threads; it stays single-threaded, so forking is
+safe; it has the heavy modules imported, so a worker starts in milliseconds (4.4 against 89 for a
+new interpreter). As subreaper it adopts what a dead worker leaves behind, kills it and reaps it.
+
+The talk is datagrams of msgpack over a seqpacket socket pair:
+
+    host to zygote   {"spawn": token, "incarnation": k}         with the worker's end of its channel
+    zygote to host   {"spawned": token}                         with its pidfd
+                     {"exited": token, "status": wait status}
+    end of stream    the host is gone: kill all, end
+
+`standby="process"` makes workers new interpreters instead of forks, for what does not survive a
+fork (CUDA).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from dora_state.errors import OperatorError
+from dora_state.runtime import channel, process
+from dora_state.runtime import worker as worker_module
+from dora_state.runtime.worker import WorkerConfig
+
+_DATAGRAM_BYTES = 4096
+_BOOT = "from dora_state.runtime import zygote; zygote.{}()"
+# What `python -c` puts in front of sys.path is the dataflow's folder, where a user's numpy.py would
+# win.
+_CLEAN_PATH = "import sys; sys.path[:] = [p for p in sys.path if p]; "
+
+
+class Zygote:
+    """The host's handle. Start it from a thread that lives as long as the workers should
+    (PDEATHSIG).
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        *,
+        preload: Sequence[str] = (),
+        forks: bool = True,
+        environment: Mapping[str, str] | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        settings = {
+            "socket": theirs.fileno(),
+            "parent": os.getpid(),
+            "preload": list(preload) if forks else [],
+            "forks": forks,
+        }
+        # The worker's part goes through a pipe: a dataflow's descriptor can be longer than an
+        # argument may be.
+        reader, writer = os.pipe()
+        settings["config"] = reader
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _CLEAN_PATH + _BOOT.format("main"), json.dumps(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=dict(environment) if environment is not None else None,
+                pass_fds=(theirs.fileno(), reader),
+            )
+        except BaseException:
+            ours.close()
+            os.close(writer)
+            raise
+        finally:
+            theirs.close()
+            os.close(reader)
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb") as file:
+            file.write(channel.pack(config.as_dict()))
+        self.socket = ours
+        self.socket.setblocking(False)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def spawn(self, token: int, incarnation: int, sock: socket.socket) -> None:
+        """Ask for a worker that talks over `sock`. The answer comes through `receive`."""
+        document = channel.pack({"spawn": token, "incarnation": incarnation})
+        socket.send_fds(self.socket, [document], [sock.fileno()])
+
+    def receive(self) -> tuple[dict[str, Any], int | None] | None:
+        """The next message and the pidfd that came with it; None when the zygote is gone. May raise
+        BlockingIOError.
+        """
+        try:
+            data, fds, _, _ = socket.recv_fds(self.socket, _DATAGRAM_BYTES, 1)
+        except ConnectionResetError:
+            return None
+        if not data:
+            return None
+        return channel.unpack(data), (fds[0] if fds else None)
+
+    def close(self, timeout: float = 1.0) -> None:
+        """End the zygote and, through it, everything it has forked."""
+        self.socket.close()
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def main() -> NoReturn:
+    """The zygote process."""
+    settings = json.loads(sys.argv[1])
+    process.die_with_parent(settings["parent"])
+    process.ignore_stop_signals()
+    process.become_subreaper()
+    with os.fdopen(settings["config"], "rb") as file:
+        config = channel.unpack(file.read())
+    for name in settings["preload"]:
+        # What is missing here fails, or does not, where the operator imports it.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    sock = socket.socket(fileno=settings["socket"])
+    sock.set_inheritable(False)
+    gc.collect()
+    gc.freeze()  # a collection in a worker would otherwise copy every page that is shared
+    _Nursery(sock, config, forks=settings["forks"]).serve()
+    os._exit(0)
+
+
+class _Nursery:
+    """The zygote's loop: spawn, reap, report."""
+
+    def __init__(self, sock: socket.socket, config: dict[str, Any], *, forks: bool) -> None:
+        self._socket = sock
+        self._config = config
+        self._forks = forks
+        self._workers: dict[int, int] = {}  # pid: token
+        self._wake_reader, self._wake_writer = os.pipe()
+        for fd in (self._wake_reader, self._wake_writer):
+            os.set_blocking(fd, False)
+        signal.signal(signal.SIGCHLD, _noted)
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+
+    def serve(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._wake_reader, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if self._wake_reader in ready:
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(self._wake_reader, 512):
+                        pass
+                self._reap()
+            if self._socket.fileno() in ready and not self._answer():
+                break
+        for pid in self._workers:
+            os.kill(pid, signal.SIGKILL)
+        self._sweep(everything=True)
+
+    def _answer(self) -> bool:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, _DATAGRAM_BYTES, 1)
+        except ConnectionResetError:  # the host is gone, and had not read all we said
+            return False
+        if not data:
+            return False
+        request = channel.unpack(data)
+        sock = socket.socket(fileno=fds[0])
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(sock, request["incarnation"], parent)
+        sock.close()
+        self._workers[pid] = request["spawn"]
+        # The pid cannot be reused before we reap it, and we reap only after this.
+        pidfd = os.pidfd_open(pid)
+        document = channel.pack({"spawned": request["spawn"]})
+        with contextlib.suppress(OSError):  # the host is gone; we notice in a moment
+            socket.send_fds(self._socket, [document], [pidfd])
+        os.close(pidfd)
+        return True
+
+    def _become_worker(self, sock: socket.socket, incarnation: int, parent: int) -> NoReturn:
+        try:
+            process.die_with_parent(parent)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._socket.close()
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
+            if self._forks:
+                worker_module.run(sock, WorkerConfig(**self._config), incarnation)
+            self._become_interpreter(sock, incarnation)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(worker_module.FAILED_EXIT)
+
+    def _become_interpreter(self, sock: socket.socket, incarnation: int) -> NoReturn:
+        reader = _as_file(channel.pack(self._config))
+        settings = {"socket": sock.fileno(), "config": reader, "incarnation": incarnation}
+        for fd in (sock.fileno(), reader):
+            os.set_inheritable(fd, True)
+        code = _CLEAN_PATH + _BOOT.format("worker_main")
+        os.execv(sys.executable, [sys.executable, "-c", code, json.dumps(settings)])
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            token = self._workers.pop(pid, None)
+            if token is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.send(channel.pack({"exited": token, "status": status}))
+                self._sweep()
+
+    def _sweep(self, everything: bool = False) -> None:
+        """Kill what a dead worker left to us. Killing one may hand us its children: SIGCHLD brings
+        us back.
+        """
+        for pid in process.children():
+            if everything or pid not in self._workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def worker_main() -> NoReturn:
+    """A worker that is an interpreter of its own."""
+    settings = json.loads(sys.argv[1])
+    process.ignore_stop_signals()
+    with os.fdopen(settings["config"], "rb") as file:
+        config = channel.unpack(file.read())
+    sock = socket.socket(fileno=settings["socket"])
+    sock.set_inheritable(False)
+    worker_module.run(sock, WorkerConfig(**config), settings["incarnation"])
+
+
+def _as_file(data: bytes) -> int:
+    """A file descriptor that reads as `data`, of any size."""
+    fd = os.memfd_create("dora-state")
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _noted(number: int, frame: object) -> None:
+    """SIGCHLD needs a handler for the wakeup descriptor to be written."""
+
+
+__all__ = ["OperatorError", "Zygote", "main", "worker_main"]
