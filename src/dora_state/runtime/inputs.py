@@ -1,0 +1,105 @@
+"""Events on their way to the operator: numbered, kept until their commit, bounded while the
+operator is away.
+
+Per input, as in dora: at most `queue_size` events wait, and a new one drops the oldest;
+`queue_size: 1` stays freshest-only. A cap on bytes comes on top. Events that are no INPUT are few
+and never dropped. Every drop is counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dora_state.runtime import channel, value
+
+QUEUE_SIZE = 10  # dora's default
+QUEUE_BYTES = 16 << 20
+
+
+@dataclass
+class Event:
+    """One event, taken apart. A replay sends the same bytes, so the content is the same."""
+
+    type: str
+    id: str | None
+    packed: bytes  # the event without its value
+    value: value.Value | None
+    size_bytes: int
+    number: int = 0  # given when it is first handed to a worker
+    attempt: int = 1
+    dropped: bool = field(default=False, repr=False)
+
+    def send(self, to: channel.Channel) -> None:
+        head = self.value.head if self.value is not None else None
+        document = channel.pack((self.number, self.attempt, self.packed, head))
+        if self.value is None:
+            to.send(channel.EVENT, document)
+        else:
+            value.send(to, channel.EVENT, document, self.value)
+
+
+def take_apart(event: Mapping[str, Any]) -> Event:
+    """An event as dora gives it, copied: dora's buffer can be dropped afterwards."""
+    rest = dict(event)
+    encoded = value.encode(rest.pop("value"), copy=True) if "value" in rest else None
+    packed = channel.pack(rest)
+    size = len(packed) + (encoded.size_bytes if encoded is not None else 0)
+    kind, input_id = rest.get("type", ""), rest.get("id")
+    return Event(str(kind), input_id if isinstance(input_id, str) else None, packed, encoded, size)
+
+
+class InputBuffer:
+    """Events that wait, in the order of their arrival. Put by one thread, taken by another."""
+
+    def __init__(self, queue_sizes: Mapping[str, int] | None = None) -> None:
+        self._queue_sizes = dict(queue_sizes or {})
+        self._order: deque[Event] = deque()
+        self._per_input: dict[str, deque[Event]] = {}
+        self._bytes: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self.dropped: dict[str, int] = {}
+        self.stop_seen = False  # a STOP event has come in
+
+    def put(self, event: Event) -> None:
+        with self._lock:
+            self._order.append(event)
+            if event.type == "STOP":
+                self.stop_seen = True
+            if event.type != "INPUT" or event.id is None:
+                return
+            waiting = self._per_input.setdefault(event.id, deque())
+            waiting.append(event)
+            self._bytes[event.id] = self._bytes.get(event.id, 0) + event.size_bytes
+            limit = max(1, self._queue_sizes.get(event.id, QUEUE_SIZE))
+            while len(waiting) > limit or (
+                self._bytes[event.id] > QUEUE_BYTES and len(waiting) > 1
+            ):
+                self._drop(event.id)
+
+    def take(self) -> Event | None:
+        with self._lock:
+            while self._order:
+                event = self._order.popleft()
+                if event.dropped:
+                    continue
+                if event.type == "INPUT" and event.id is not None:
+                    self._per_input[event.id].popleft()
+                    self._bytes[event.id] -= event.size_bytes
+                return event
+            return None
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(not event.dropped for event in self._order)
+
+    def _drop(self, input_id: str) -> None:
+        event = self._per_input[input_id].popleft()
+        self._bytes[input_id] -= event.size_bytes
+        # It keeps its place in the order, without its content: taking it out of the middle would
+        # cost a search.
+        event.dropped, event.value, event.packed = True, None, b""
+        self.dropped[input_id] = self.dropped.get(input_id, 0) + 1

@@ -1,0 +1,585 @@
+"""The supervisor: one loop that starts workers, hands them events, and decides what counts after
+one has died.
+
+    state      what holds
+    STARTING   a worker is building the operator
+    RUNNING    the worker is ready; at most one event is with it
+    WAITING    no worker; the restart delay runs
+    DEGRADED   no worker; the policy is exhausted, a try is made now and then, outputs are silent
+    STOPPING   the worker was told to stop, or killed
+    ENDED      the operator is gone for good
+
+    (1) STARTING -> RUNNING               the worker is ready
+    (2) STARTING, RUNNING -> STARTING     the worker died; restart at once
+    (3) STARTING, RUNNING -> WAITING      the worker died; restart after a delay
+    (4) STARTING, RUNNING -> DEGRADED     the worker died; the policy is exhausted
+    (5) WAITING, DEGRADED -> STARTING     the time has come
+    (6) any but ENDED -> STOPPING         STOP handled, input at its end, the operator asked for it,
+                                          told from outside, or the grace is over
+    (7) STARTING, RUNNING -> STOPPING     the worker died; the policy says stop
+    (8) STOPPING -> ENDED                 no worker is left
+
+After any end of a worker: SIGKILL it, wait for its pidfd, `fence`, read the commit record. Only
+that reading decides about the event that was with it: recorded means its held outputs leave, not
+recorded means they are dropped and the event is handed out again. A lock-free read instead could
+miss a commit that repair then completes, and the event would count twice.
+
+The loop never calls dora and never waits for anything but its own descriptors. `submit`,
+`close_input`, `request_stop` and `wake` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import os
+import random
+import selectors
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dora_state._core import Store
+from dora_state.errors import OperatorError
+from dora_state.runtime import channel, inputs, outputs, policy, step
+from dora_state.runtime.inputs import Event, InputBuffer
+from dora_state.runtime.outputs import Output
+from dora_state.runtime.pipes import Relay
+from dora_state.runtime.policy import Action, Ending, History, RestartPolicy
+from dora_state.runtime.restart import Restart
+from dora_state.runtime.worker import WorkerConfig
+from dora_state.runtime.workers import Worker, Workers, import_error
+from dora_state.runtime.zygote import Zygote
+
+log = logging.getLogger("dora_state.supervisor")
+
+STANDBY = ("fork", "process", "off")
+_RESTART_TIMES_KEPT = 1000
+
+
+@dataclass(frozen=True)
+class SupervisorConfig:
+    """What to host and how.
+
+    Args:
+        operator: the operator's Python file.
+        store: the directory of its private store; nobody else may write to it.
+        node_id: its name in logs.
+        durability: of its saves.
+        standby: "fork", "process" or "off"; see zygote.py.
+        shutdown_grace_s: from the wish to stop to SIGKILL.
+        immediate: ids of outputs that do not wait for the commit.
+        queue_sizes: per input, as in a dataflow's file.
+        preload: modules that the zygote imports once for all workers.
+        environment: of zygote and workers; None: ours.
+        descriptor: becomes self.dataflow_descriptor.
+        arrow_outputs: outputs are bytes or Arrow arrays, as dora wants them.
+    """
+
+    operator: Path
+    store: Path
+    node_id: str = "operator"
+    policy: RestartPolicy = field(default_factory=RestartPolicy)
+    durability: str = "group"
+    standby: str = "fork"
+    shutdown_grace_s: float = 5.0
+    immediate: frozenset[str] = frozenset()
+    queue_sizes: Mapping[str, int] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
+    environment: Mapping[str, str] | None = None
+    descriptor: Any = None
+    arrow_outputs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.standby not in STANDBY:
+            raise ValueError(f"standby is {self.standby!r}; use one of {', '.join(STANDBY)}")
+        if not self.shutdown_grace_s >= 0:
+            raise ValueError(f"shutdown_grace_s is {self.shutdown_grace_s!r}; use 0 or more")
+
+
+class State(enum.Enum):
+    STARTING = "starting"
+    RUNNING = "running"
+    WAITING = "waiting"
+    DEGRADED = "degraded"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended. `clean`: told to stop, and everything that had come in was handled."""
+
+    clean: bool
+    why: str
+    failed: bool = False  # a crash after which the policy allowed no restart
+
+
+class Supervisor:
+    """Hosts one operator. `start` returns when it is ready, `run` when it has ended; same thread
+    for both.
+
+    Args:
+        send: takes an Output whose event is committed. Called from the loop; must not block.
+        publish: takes the status as a dict after every start, restart and end.
+        can_send: False holds back the next event; call `wake` when that changes.
+    """
+
+    def __init__(
+        self,
+        config: SupervisorConfig,
+        send: Callable[[Output], None],
+        *,
+        publish: Callable[[dict[str, Any]], None] | None = None,
+        can_send: Callable[[], bool] | None = None,
+    ) -> None:
+        self.config = config
+        self.state = State.STARTING
+        self.outcome: Outcome | None = None
+        self.restarts = 0
+        self.restart_ms: deque[float] = deque(maxlen=_RESTART_TIMES_KEPT)
+        self.input = InputBuffer(config.queue_sizes)
+
+        self._send = send
+        self._publish = publish or (lambda status: None)
+        self._can_send = can_send or (lambda: True)
+        self._store: Store | None = None
+        self._relay: Relay | None = None
+        self._current: Worker | None = None
+        self._number = 0  # of the last event handed out for the first time
+        self._in_flight: Event | None = None
+        self._replay: Event | None = None
+        self._held: list[Output] = []
+        self._history = History()
+        self._start_at = 0.0
+        self._restart: Restart | None = None
+
+        self._input_closed = False
+        self._stop_requested = False
+        self._deadline: float | None = None  # when the grace is over
+        self._clean, self._why, self._failed = False, "", False
+
+        self._selector = selectors.DefaultSelector()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
+        self.workers = Workers(
+            self._make_zygote,
+            config.operator,
+            self._selector,
+            has_spare=config.standby != "off",
+            on_message=self._on_message,
+            on_death=self._on_death,
+            on_reaped=self._on_reaped,
+        )
+
+    def __del__(self) -> None:
+        # Not in close(): another thread may be in wake(), and would then write to whatever has the
+        # number next.
+        os.close(self._wake_fd)
+
+    # From any thread
+
+    def submit(self, event: Mapping[str, Any]) -> None:
+        """Take an event, copied. Raises TypeError if it holds something that cannot be sent to the
+        operator.
+        """
+        self.input.put(inputs.take_apart(event))
+        self.wake()
+
+    def close_input(self) -> None:
+        """No more events will come: handle those that are here, then stop."""
+        self._input_closed = True
+        self.wake()
+
+    def request_stop(self) -> None:
+        """Stop after the event that is being handled. Safe in a signal handler."""
+        self._stop_requested = True
+        self.wake()
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # it is awake already
+            os.eventfd_write(self._wake_fd, 1)
+
+    # The thread that owns the loop
+
+    def start(self) -> None:
+        """Bring up the first incarnation; returns when it is ready, or degraded, or ended.
+
+        Raises OperatorError if the operator's file cannot be used.
+        """
+        if not self.config.operator.is_file():
+            raise OperatorError(
+                f"{self.config.operator} is not a file; give the path of the operator's Python "
+                "file, relative to the dataflow's folder"
+            )
+        try:
+            self._open_store()
+            self._relay = Relay()
+            self.workers.open()
+            self._start_worker()
+            while self.state in (State.STARTING, State.WAITING, State.STOPPING):
+                self._turn()
+        except BaseException:
+            self.close()
+            raise
+        if self.state is State.ENDED:
+            self.close()
+
+    def run(self) -> Outcome:
+        """Go on until the end, and leave no process behind."""
+        try:
+            while self.state is not State.ENDED:
+                self._turn()
+        finally:
+            self.close()
+        assert self.outcome is not None
+        return self.outcome
+
+    def close(self) -> None:
+        """Kill what is left and free everything. Does nothing the second time."""
+        self.state = State.ENDED
+        self.workers.close()
+        self._current = None
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+        self._selector.close()
+
+    def status(self) -> dict[str, Any]:
+        """What others may see, as plain data."""
+        current = self._current
+        return {
+            "state": self.state.value,
+            "restarts": self.restarts,
+            "restart_ms": list(self.restart_ms),
+            "worker_pid": current.pid if current is not None else 0,
+            "incarnation": current.incarnation if current is not None else 0,
+            "dropped": dict(self.input.dropped),
+        }
+
+    # The loop
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(self._timeout()):
+            key.data()
+        self._run_timers()
+        self._advance()
+
+    def _timeout(self) -> float | None:
+        times = []
+        if self.state in (State.WAITING, State.DEGRADED):
+            times.append(self._start_at)
+        if self._deadline is not None:
+            times.append(self._deadline)
+        if self._wants_spare():
+            times.append(self.workers.spare_not_before)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        if self._deadline is not None and now >= self._deadline and self.state is not State.ENDED:
+            self._deadline = None
+            self._cut_off()
+        if self.state in (State.WAITING, State.DEGRADED) and now >= self._start_at:
+            self._start_worker()  # (5)
+
+    def _advance(self) -> None:
+        """Do what can be done now: stop, hand out the next event, make a spare."""
+        if self.state in (State.STOPPING, State.ENDED):
+            return
+        if self.input.stop_seen or self._input_closed or self._stop_requested:
+            if self._deadline is None:
+                self._deadline = time.monotonic() + self.config.shutdown_grace_s
+            if self._is_time_to_stop():
+                self._begin_stop(clean=self._is_all_handled(), why="told to stop")
+                return
+        self._dispatch()
+        if self._wants_spare() and time.monotonic() >= self.workers.spare_not_before:
+            self.workers.make_spare()
+
+    def _wants_spare(self) -> bool:
+        """A spare is made when the worker is idle or has proven itself: not while it restores."""
+        current = self._current
+        return (
+            self.state is State.RUNNING
+            and current is not None
+            and (self._in_flight is None or current.commits > 0)
+            and self.workers.wants_spare()
+        )
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+
+    # Events and outputs
+
+    def _dispatch(self) -> None:
+        """Hand out the next event. A worker that is still starting gets it too, and finds it when
+        it is ready.
+        """
+        current = self._current
+        if current is None or current.is_ending or current.asked_to_stop:
+            return
+        if self._in_flight is not None or not self._can_send():
+            return
+        event = self._replay or self.input.take()
+        if event is None:
+            return
+        self._replay = None
+        if event.number == 0:
+            self._number += 1
+            event.number = self._number
+        self._in_flight = event
+        with contextlib.suppress(OSError):  # it is dying; its pidfd will tell
+            event.send(current.channel)
+        self.workers.watch_room(current)
+
+    def _on_message(self, each: Worker, message: channel.Message) -> None:
+        if each is not self._current:
+            return  # it was replaced, and has no say
+        if message.kind == channel.OUTPUT:
+            self._on_output(outputs.from_message(message, each.channel.types))
+        elif message.kind == channel.DONE:
+            number, status, _ = message.document
+            self._on_done(each, number, status)
+            self._finish_restart(each)
+        elif message.kind == channel.READY:
+            self._on_ready(each, message.document)
+
+    def _on_ready(self, each: Worker, document: dict[str, Any]) -> None:
+        each.is_ready = True
+        each.ready = document
+        if self.state is State.STARTING:
+            self.state = State.RUNNING  # (1)
+            self._publish(self.status())
+        if self._in_flight is None:
+            self._finish_restart(each)
+
+    def _on_output(self, output: Output) -> None:
+        if output.number == 0:
+            self._send(output)
+        elif self._in_flight is not None and output.number == self._in_flight.number:
+            self._held.append(output)
+
+    def _on_done(self, by: Worker, number: int, status: int) -> None:
+        """The event's commit is there: its outputs leave, and it is over."""
+        event = self._in_flight
+        if event is None or event.number != number:
+            return
+        by.commits += 1
+        self._history = History()
+        self._in_flight = None
+        held, self._held = self._held, []
+        for output in held:
+            self._send(output)
+        if status != step.CONTINUE:
+            self._on_status(by, status)
+        if event.type == "STOP":
+            self._begin_stop(clean=self._is_all_handled(), why="dora said stop")
+
+    def _on_status(self, by: Worker, status: int) -> None:
+        if status == step.STOP_ALL:
+            log.warning("STOP_ALL acts as STOP: dora has no call that stops a dataflow")
+        by.asked_to_stop = True
+        if self.config.policy.restart_policy == "always":
+            self.workers.send(by, channel.STOP)  # its end then counts as asked for
+        else:
+            self._begin_stop(clean=True, why="the operator asked to stop")
+
+    # Starts and deaths
+
+    def _start_worker(self) -> None:
+        """Make the spare, or a new worker, the current one: nobody older may commit any more."""
+        assert self._store is not None
+        new = self.workers.take()
+        self._store.fence(new.incarnation)
+        self._current = new
+        self.state = State.STARTING
+        self.workers.send(new, channel.START)
+        self._dispatch()
+
+    def _on_death(self, dead: Worker) -> None:
+        if dead is not self._current:
+            return
+        self._current = None
+        if not self.workers.ever_imported:
+            raise import_error(self.config.operator, dead)
+        self._settle(dead)
+        if self.state is State.STOPPING:
+            self._end()  # (8)
+            return
+        ending = Ending(asked=dead.asked_to_stop, progressed=dead.commits > 0)
+        assert dead.noticed_end is not None
+        decision, self._history = policy.decide(
+            self.config.policy,
+            self._history,
+            ending,
+            now=dead.noticed_end,
+            jitter=random.uniform(-1, 1),
+        )
+        self._begin_restart(dead)
+        if decision.action is Action.STOP:
+            self._failed = not ending.asked
+            self._begin_stop(clean=ending.asked, why=decision.why)  # (7)
+        else:
+            self.restarts += 1
+            if decision.action is Action.RESTART and decision.delay == 0:
+                self._start_worker()  # (2)
+            else:
+                self._start_at = time.monotonic() + decision.delay
+                degrades = decision.action is Action.DEGRADE
+                self.state = State.DEGRADED if degrades else State.WAITING  # (4) (3)
+                self._publish(self.status())
+        self._log_death(dead, decision)
+
+    def _settle(self, dead: Worker) -> None:
+        """Decide about the event that a dead worker had. The only place that does."""
+        assert self._store is not None
+        self._store.fence(dead.incarnation + 1)
+        record = step.read(self._store)
+        event = self._in_flight
+        if event is None:
+            return
+        if record.number == event.number:
+            if record.outputs != len(self._held):
+                log.error(
+                    "event %d was committed with %d outputs, but %d were received",
+                    *(event.number, record.outputs, len(self._held)),
+                )
+            self._on_done(dead, event.number, record.status)
+            return
+        self._held.clear()
+        self._in_flight = None
+        if dead.is_ready:  # one that died in __init__ has not attempted it
+            event.attempt += 1
+        self._replay = event
+
+    def _log_death(self, dead: Worker, decision: policy.Decision) -> None:
+        """Called after the successor was started, which takes less time than writing a line."""
+        failure = dead.failure
+        if failure is not None:
+            log.error(
+                "the operator failed in %s: %s\n%s",
+                *(failure["phase"], failure["error"], failure["traceback"].rstrip()),
+            )
+        if decision.action is Action.DEGRADE:
+            log.error(
+                "the operator is degraded: %s; its outputs are silent, next try in %g s",
+                *(decision.why, decision.delay),
+            )
+        elif decision.action is Action.STOP and not dead.asked_to_stop:
+            log.error("the operator is not restarted: %s", decision.why)
+        elif decision.delay:
+            log.warning("the operator is restarted in %.2f s", decision.delay)
+
+    # What is told about restarts
+
+    def _begin_restart(self, dead: Worker) -> None:
+        if self._restart is not None and self._restart.successor is not None:
+            self._restart.log(self.config.node_id)  # nobody could tell its reason in time
+        assert dead.noticed_end is not None
+        self._restart = Restart(dead, dead.noticed_end)
+        if self._replay is not None:
+            self._restart.number = self._replay.number
+            self._restart.attempt = self._replay.attempt
+
+    def _finish_restart(self, each: Worker) -> None:
+        """The first event after a restart is handled, or it is ready and there is none."""
+        restart = self._restart
+        if restart is None or restart.successor is not None:
+            return
+        restart.finish(each, time.monotonic())
+        self.restart_ms.append(restart.took_ms)
+        self._publish(self.status())
+        self._on_reaped(restart.dead)
+
+    def _on_reaped(self, dead: Worker) -> None:
+        """How a worker ended is known now, which may be before or after the restart is over."""
+        restart = self._restart
+        if restart is not None and restart.dead is dead and restart.is_told_completely:
+            restart.log(self.config.node_id)
+            self._restart = None
+
+    # The end
+
+    def _is_time_to_stop(self) -> bool:
+        if self.state in (State.WAITING, State.DEGRADED):
+            return True  # nobody is there to handle what has come in
+        if self._in_flight is not None:
+            return False
+        return self._stop_requested or (self._input_closed and self._is_all_handled())
+
+    def _is_all_handled(self) -> bool:
+        return self._in_flight is None and self._replay is None and len(self.input) == 0
+
+    def _begin_stop(self, *, clean: bool, why: str) -> None:
+        """(6) (7) From here on no event is handed out."""
+        self._clean, self._why = clean, why
+        self.state = State.STOPPING
+        self.workers.closing = True
+        self.workers.kill_spare()
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self.config.shutdown_grace_s
+        if self._current is None:
+            self._end()
+        else:
+            self.workers.send(self._current, channel.STOP)
+
+    def _cut_off(self) -> None:
+        """The grace is over."""
+        log.error(
+            "the operator did not stop within %g s and is killed", self.config.shutdown_grace_s
+        )
+        if self.state is not State.STOPPING:
+            self._begin_stop(clean=False, why="the operator did not stop in time")
+        self._clean = False
+        if self._current is not None:
+            self.workers.kill(self._current)
+
+    def _end(self) -> None:
+        """(8)"""
+        if self._restart is not None and self._restart.successor is not None:
+            self._restart.log(self.config.node_id)
+        self.state = State.ENDED
+        self.outcome = Outcome(self._clean, self._why, self._failed)
+        waiting = len(self.input) + (self._replay is not None)
+        if waiting:
+            log.warning("%d events were not handled", waiting)
+        self._publish(self.status())
+
+    # Setting up
+
+    def _open_store(self) -> None:
+        """Open the operator's store, and go on counting where the last host stopped."""
+        self._store = Store(str(self.config.store), durability=self.config.durability)
+        fence = self._store.stats()["fence"]
+        self._store.fence(fence + 1)  # a worker of a host before us has no say any more
+        record = step.read(self._store)
+        self.workers.incarnation = max(fence, record.incarnation)
+        self._number = record.number
+
+    def _make_zygote(self) -> Zygote:
+        assert self._relay is not None
+        config = self.config
+        return Zygote(
+            WorkerConfig(
+                operator=str(config.operator.resolve()),
+                store=str(config.store),
+                durability=config.durability,
+                immediate=tuple(sorted(config.immediate)),
+                descriptor=config.descriptor,
+                arrow_outputs=config.arrow_outputs,
+            ),
+            preload=config.preload,
+            forks=config.standby != "process",
+            environment=config.environment,
+            stdout=self._relay.stdout,
+            stderr=self._relay.stderr,
+        )

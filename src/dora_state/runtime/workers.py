@@ -1,0 +1,346 @@
+"""The processes below the host: the zygote, the workers it forks, and the spare among them.
+
+`Workers` brings them up, watches their sockets and pidfds in the supervisor's selector, and reports
+two things: a message, and a death. A death is only reported when the pidfd has fired: no
+instruction of that process runs any more, and all that it said before has been handed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dora_state.errors import OperatorError, StateError
+from dora_state.runtime import channel, process, value, worker
+from dora_state.runtime.zygote import Zygote
+
+log = logging.getLogger("dora_state.supervisor")
+
+_ZYGOTE_TRIES = 5
+_SPARE_BACKOFF_S = (1.0, 30.0)
+
+
+class Worker:
+    """The host's view of one worker. Its incarnation is given when it is forked, spare or not."""
+
+    def __init__(self, token: int, incarnation: int, sock: socket.socket) -> None:
+        self.token = token  # names it towards the zygote
+        self.incarnation = incarnation
+        self.channel = channel.Channel(sock)
+        self.pid = 0  # told with IMPORTED
+        self.pidfd: int | None = None
+        self.signature: tuple[int, ...] | None = None  # of the operator's file, once imported
+        self.ready: dict[str, Any] = {}  # what READY told
+        self.is_ready = False
+        self.commits = 0
+        self.asked_to_stop = False  # it returned DoraStatus.STOP
+        self.failure: dict[str, Any] | None = None  # what FAILED told
+        self.noticed_end: float | None = None
+        self.is_dead = False
+        self.wait_status: int | None = None
+        self._watches_room = False
+
+    @property
+    def is_ending(self) -> bool:
+        return self.is_dead or self.noticed_end is not None
+
+    @property
+    def end_is_known(self) -> bool:
+        return self.failure is not None or self.wait_status is not None
+
+    def describe_end(self) -> str:
+        if self.failure is not None:
+            return f"exception in {self.failure['phase']}: {self.failure['error']}"
+        return process.describe_status(self.wait_status)
+
+
+class Workers:
+    """Brings workers up and tells of their messages and deaths.
+
+    Args:
+        zygote: makes a zygote.
+        operator: the operator's file; a spare that imported an older one is not used.
+        has_spare: whether a spare is kept.
+    """
+
+    def __init__(
+        self,
+        zygote: Callable[[], Zygote],
+        operator: Path,
+        selector: selectors.BaseSelector,
+        *,
+        has_spare: bool,
+        on_message: Callable[[Worker, channel.Message], None],
+        on_death: Callable[[Worker], None],
+        on_reaped: Callable[[Worker], None],
+    ) -> None:
+        self.incarnation = 0  # the highest one given
+        self.ever_imported = False
+        self.closing = False  # deaths are wanted from here on
+        self._make_zygote = zygote
+        self._operator = operator
+        self._selector = selector
+        self._has_spare = has_spare
+        self._on_message = on_message
+        self._on_death = on_death
+        self._on_reaped = on_reaped
+        self._zygote: Zygote | None = None
+        self._zygote_failures = 0
+        self._tokens = itertools.count(1)
+        self._alive: dict[int, Worker] = {}
+        self._unreaped: dict[int, Worker] = {}
+        self._spare: Worker | None = None
+        self._spare_backoff_s = 0.0
+        self.spare_not_before = 0.0
+
+    @property
+    def zygote_pid(self) -> int | None:
+        return self._zygote.pid if self._zygote is not None else None
+
+    def open(self) -> None:
+        self._zygote = self._make_zygote()
+        self._selector.register(self._zygote, selectors.EVENT_READ, self._on_zygote)
+
+    def close(self) -> None:
+        """Kill everything and wait until it is gone. Does nothing the second time."""
+        self.closing = True
+        for each in list(self._alive.values()):
+            self.kill(each)
+        if self._zygote is not None:
+            self._unregister(self._zygote)
+            self._zygote.close()
+            self._zygote = None
+        for each in list(self._alive.values()):
+            self._forget(each)
+        self._spare = None
+
+    # Bringing up
+
+    def take(self) -> Worker:
+        """A worker to start: the spare if there is a good one, else a new one."""
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.is_ending:
+            if self._is_current(spare):
+                return spare
+            self.kill(spare)
+        return self._spawn()
+
+    def _is_current(self, spare: Worker) -> bool:
+        """Whether the operator's file is still what the spare has imported."""
+        if spare.signature is None:
+            return True  # it is being imported just now
+        try:
+            return worker.file_signature(str(self._operator)) == spare.signature
+        except OSError:
+            return True  # the file is gone: better an operator than none
+
+    def wants_spare(self) -> bool:
+        return self._has_spare and self._spare is None and not self.closing
+
+    def make_spare(self) -> None:
+        self._spare = self._spawn()
+
+    def _spawn(self) -> Worker:
+        assert self._zygote is not None
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.incarnation += 1
+        new = Worker(next(self._tokens), self.incarnation, ours)
+        with theirs, contextlib.suppress(OSError):  # a dead zygote is noticed and replaced
+            self._zygote.spawn(new.token, new.incarnation, theirs)
+        self._alive[new.token] = self._unreaped[new.token] = new
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_socket(new))
+        return new
+
+    # Talking
+
+    def send(self, to: Worker, kind: int) -> None:
+        """Send a message without content."""
+        with contextlib.suppress(OSError):  # it is dying; its pidfd will tell
+            to.channel.send(kind, channel.pack(None))
+        self.watch_room(to)
+
+    def watch_room(self, to: Worker) -> None:
+        """Have the loop send on what did not fit into the socket. To be called after each send."""
+        wanted = not to.channel.is_flushed
+        if wanted == to._watches_room:
+            return
+        to._watches_room = wanted
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+        with contextlib.suppress(KeyError, ValueError):  # closed meanwhile
+            self._selector.modify(to.channel.socket, events, lambda: self._on_socket(to))
+
+    def _on_socket(self, each: Worker) -> None:
+        if each._watches_room:
+            with contextlib.suppress(OSError):
+                each.channel.flush()
+            self.watch_room(each)
+        self._read(each, everything=False)
+
+    def _read(self, each: Worker, *, everything: bool) -> None:
+        """Take in what has arrived: one read, or, from a dead worker, all there is."""
+        while True:
+            try:
+                messages = each.channel.receive()
+            except BlockingIOError:
+                return
+            except OSError:
+                messages = None
+            if messages is None:
+                # It is dead, or its code has closed descriptors that are not its own. Either way it
+                # ends.
+                self._unregister(each.channel.socket)
+                self.kill(each)
+                return
+            for message in messages:
+                self._take_in(each, message)
+            if not everything:
+                return
+
+    def _take_in(self, each: Worker, message: channel.Message) -> None:
+        if message.kind == channel.TYPE:
+            value.learn_type(each.channel, message.document)
+        elif message.kind == channel.IMPORTED:
+            each.pid = message.document["pid"]
+            each.signature = tuple(message.document["signature"])
+            self.ever_imported = True
+            self._spare_backoff_s = 0.0
+        elif message.kind == channel.FAILED:
+            each.failure = message.document
+            self.kill(each)
+        else:
+            self._on_message(each, message)
+
+    # Ending
+
+    def kill(self, each: Worker) -> None:
+        """SIGKILL. Its death is reported when it has happened."""
+        if each.noticed_end is None:
+            each.noticed_end = time.monotonic()
+        if each.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(each.pidfd, signal.SIGKILL)
+
+    def kill_spare(self) -> None:
+        if self._spare is not None:
+            self.kill(self._spare)
+
+    def _on_pidfd(self, each: Worker) -> None:
+        if each.is_dead:
+            return
+        each.is_dead = True
+        if each.noticed_end is None:
+            each.noticed_end = time.monotonic()
+        self._read(each, everything=True)
+        self._forget(each)
+        if each is not self._spare:
+            self._on_death(each)
+            return
+        self._spare = None
+        if not self.closing:
+            low, high = _SPARE_BACKOFF_S
+            self._spare_backoff_s = min(max(low, self._spare_backoff_s * 2), high)
+            self.spare_not_before = time.monotonic() + self._spare_backoff_s
+            log.warning(
+                "the spare worker ended before it was needed; the next one in %g s%s",
+                self._spare_backoff_s,
+                f": {each.describe_end()}" if each.end_is_known else "",
+            )
+
+    def _forget(self, each: Worker) -> None:
+        """Free what belongs to a worker that is dead."""
+        self._unregister(each.channel.socket)
+        each.channel.close()
+        if each.pidfd is not None:
+            self._unregister(each.pidfd)
+            os.close(each.pidfd)
+            each.pidfd = None
+        self._alive.pop(each.token, None)
+
+    def _unregister(self, thing: Any) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(thing)
+
+    # The zygote
+
+    def _on_zygote(self) -> None:
+        while self._zygote is not None:
+            try:
+                received = self._zygote.receive()
+            except BlockingIOError:
+                return
+            if received is None:
+                self._on_zygote_gone()
+                return
+            message, pidfd = received
+            if "spawned" in message:
+                assert pidfd is not None
+                self._on_spawned(message["spawned"], pidfd)
+            else:
+                self._on_exited(message["exited"], message["status"])
+
+    def _on_spawned(self, token: int, pidfd: int) -> None:
+        self._zygote_failures = 0
+        each = self._alive.get(token)
+        if each is None:
+            os.close(pidfd)
+            return
+        each.pidfd = pidfd
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_pidfd(each))
+        if each.noticed_end is not None:  # someone wanted it dead before it was born
+            self.kill(each)
+
+    def _on_exited(self, token: int, status: int) -> None:
+        each = self._unreaped.pop(token, None)
+        if each is not None:
+            each.wait_status = status
+            self._on_reaped(each)
+
+    def _on_zygote_gone(self) -> None:
+        """Its workers die with it, by PDEATHSIG, and their ends are ends like any. A new zygote
+        takes over.
+        """
+        assert self._zygote is not None
+        self._unregister(self._zygote)
+        self._zygote.close()
+        self._zygote = None
+        self._unreaped.clear()
+        if not self.closing:
+            self._zygote_failures += 1
+            if self._zygote_failures >= _ZYGOTE_TRIES:
+                raise StateError(
+                    "the process that forks the workers does not come up; see its output above"
+                )
+            log.error("the process that forks the workers is gone; starting it again")
+            self.open()
+        for each in list(self._alive.values()):
+            if each.channel.fileno() >= 0:
+                self.kill(each)
+            if each.pidfd is None:  # it was never born, or nobody is left who could tell of its end
+                self._on_pidfd(each)
+
+
+def import_error(path: Path, dead: Worker) -> OperatorError:
+    """Why an operator's file cannot be used."""
+    if dead.failure is None:
+        return OperatorError(
+            f"{path} ended its process while it was imported; "
+            f"see its output above and try `python {path}`"
+        )
+    error = dead.failure["error"]
+    prefix = OperatorError.__name__ + ": "
+    if error.startswith(prefix):
+        return OperatorError(error[len(prefix) :])
+    return OperatorError(
+        f"{path} cannot be imported: {error}\n{dead.failure['traceback'].rstrip()}; "
+        f"`python {path}` shows the same error"
+    )

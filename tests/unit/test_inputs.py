@@ -1,0 +1,79 @@
+"""The buffer of events that wait for the operator."""
+
+from __future__ import annotations
+
+from dora_state.runtime import inputs
+from dora_state.runtime.channel import unpack
+from dora_state.runtime.inputs import InputBuffer, take_apart
+
+
+def event(n: int, id: str = "in", type: str = "INPUT", value: bytes = b"") -> inputs.Event:
+    return take_apart({"type": type, "id": id, "n": n, "value": value})
+
+
+def numbers(buffer: InputBuffer) -> list[int]:
+    found = []
+    while (each := buffer.take()) is not None:
+        found.append(unpack(each.packed)["n"])
+    return found
+
+
+def test_events_come_out_in_the_order_of_their_arrival():
+    buffer = InputBuffer({"a": 100, "b": 100})
+    for n in range(10):
+        buffer.put(event(n, "ab"[n % 2]))
+    assert len(buffer) == 10
+    assert numbers(buffer) == list(range(10))
+    assert buffer.dropped == {}
+
+
+def test_a_full_input_drops_its_oldest_event_and_counts_it():
+    buffer = InputBuffer({"fast": 2})
+    for n in range(5):
+        buffer.put(event(n, "fast"))
+        buffer.put(event(10 + n, "slow"))
+    assert len(buffer) == 7
+    assert numbers(buffer) == [10, 11, 12, 3, 13, 4, 14]
+    assert buffer.dropped == {"fast": 3}
+
+
+def test_a_queue_size_of_one_keeps_the_freshest():
+    buffer = InputBuffer({"in": 1})
+    for n in range(5):
+        buffer.put(event(n))
+    assert numbers(buffer) == [4]
+
+
+def test_an_input_without_a_queue_size_has_doras_default():
+    buffer = InputBuffer()
+    for n in range(25):
+        buffer.put(event(n))
+    assert numbers(buffer) == list(range(15, 25))
+
+
+def test_bytes_are_bounded_too_but_the_newest_event_always_stays(monkeypatch):
+    monkeypatch.setattr(inputs, "QUEUE_BYTES", 1000)
+    buffer = InputBuffer({"in": 100})
+    for n in range(4):
+        buffer.put(event(n, value=bytes(400)))
+    assert numbers(buffer) == [2, 3]
+    buffer.put(event(5, value=bytes(5000)))
+    assert numbers(buffer) == [5]
+
+
+def test_what_is_no_input_is_never_dropped():
+    buffer = InputBuffer({"in": 1})
+    for n in range(5):
+        buffer.put(event(n, type="INPUT_CLOSED"))
+    buffer.put(event(5, type="STOP"))
+    assert buffer.stop_seen
+    assert numbers(buffer) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_dropped_event_gives_its_memory_back():
+    buffer = InputBuffer({"in": 1})
+    first = event(0, value=bytes(1000))
+    buffer.put(first)
+    buffer.put(event(1))
+    assert first.dropped
+    assert first.value is None
