@@ -1,0 +1,426 @@
+"""The processes: nothing outlives the node, nothing of the node is held open, signals do not get in
+the way.
+
+Each test stands for a trap of dora and fails without its handling.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosting import LEDGER, PATIENCE_S, kill, ledger, wait_file, wait_gone
+
+
+class HostProcess:
+    """A host that can be killed."""
+
+    def __init__(self, folder: Path, source: str, grace_s: float) -> None:
+        operator = folder / "op.py"
+        operator.write_text(textwrap.dedent(source))
+        self.popen = subprocess.Popen(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("host_process.py")),
+                str(operator),
+                str(folder / "store"),
+                str(grace_s),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            process_group=0,  # like dora
+        )
+        self.lines: list[dict[str, Any]] = []
+        self.ended = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            with self._changed, contextlib.suppress(json.JSONDecodeError):
+                self.lines.append(json.loads(line))
+                self._changed.notify_all()
+        with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+
+    def wait(self, found: Callable[[], Any]) -> Any:
+        with self._changed:
+            assert self._changed.wait_for(found, PATIENCE_S), self.lines[-3:]
+            return found()
+
+    def wait_running(self, after: int = 0) -> dict[str, Any]:
+        def running() -> dict[str, Any] | None:
+            for line in reversed(self.lines):
+                if line.get("state") == "running" and line["incarnation"] > after:
+                    return line
+            return None
+
+        return self.wait(running)  # type: ignore[no-any-return]
+
+    def wait_eof(self) -> None:
+        """What dora waits for before it restarts a node."""
+        self.wait(lambda: self.ended)
+
+    def send(self, *numbers: int) -> None:
+        assert self.popen.stdin is not None
+        for number in numbers:
+            self.popen.stdin.write(f"{number}\n")
+        self.popen.stdin.flush()
+
+    def outputs(self) -> list[str]:
+        return [line["output"] for line in self.lines if "output" in line]
+
+    def close(self) -> None:
+        kill(self.popen.pid)
+        self.popen.wait()
+        with contextlib.suppress(BrokenPipeError):
+            self.popen.stdin.close()
+        self._thread.join(PATIENCE_S)
+        self.popen.stdout.close()
+
+
+@pytest.fixture
+def host_process(tmp_path: Path) -> Iterator[Callable[..., HostProcess]]:
+    made: list[HostProcess] = []
+
+    def make(source: str = LEDGER, grace_s: float = 5.0) -> HostProcess:
+        made.append(HostProcess(tmp_path, source, grace_s))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid`."""
+    parents = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                stat = Path("/proc", name, "stat").read_text()
+                parents[int(name)] = int(stat.rpartition(")")[2].split()[1])
+    found, more = set(), {pid}
+    while more:
+        more = {child for child, parent in parents.items() if parent in more} - found
+        found |= more
+    return found
+
+
+def wait_family(pid: int, size: int) -> set[int]:
+    """Wait until there are `size` processes below `pid`: zygote, worker, spare."""
+    for _ in range(int(PATIENCE_S / 0.01)):
+        family = descendants(pid)
+        if len(family) >= size:
+            return family
+        threading.Event().wait(0.01)  # another process's fork is no event that we could wait for
+    raise AssertionError(f"{descendants(pid)} below {pid}")
+
+
+# PDEATHSIG, whatever is killed in whatever order
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["host", "zygote", "worker"])))
+def test_no_process_outlives_the_node_whatever_is_killed_in_whatever_order(host_process, order):
+    host = host_process()
+    status = host.wait_running()
+    family = wait_family(host.popen.pid, 3)
+    pids = {"host": host.popen.pid, "zygote": status["zygote"], "worker": status["worker_pid"]}
+    for name in order:
+        kill(pids[name])
+    host.popen.wait(PATIENCE_S)
+    for pid in family:
+        assert wait_gone(pid)
+    host.wait_eof()
+
+
+def test_a_stopped_zygote_does_not_keep_anything_alive(host_process):
+    host = host_process()
+    status = host.wait_running()
+    family = wait_family(host.popen.pid, 3)
+    kill(status["zygote"], signal.SIGSTOP)
+    kill(host.popen.pid)
+    for pid in family:
+        assert wait_gone(pid)
+
+
+def test_the_end_of_the_host_closes_the_nodes_output_also_when_the_operator_left_a_process(
+    host_process, tmp_path
+):
+    """dora reports a node's end, and restarts it, only after EOF of its stdout and stderr."""
+    pid_file = tmp_path / "pid"
+    host = host_process(
+        f"""
+        import subprocess
+
+        class Operator:
+            def __init__(self):
+                child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+                with open({str(pid_file)!r}, "w") as file:
+                    print(child.pid, file=file)
+
+            def on_event(self, event, send_output):
+                return 0
+        """
+    )
+    host.wait_running()
+    left_behind = int(wait_file(pid_file))
+    try:
+        kill(host.popen.pid)
+        host.wait_eof()
+        assert Path(f"/proc/{left_behind}").exists()  # it was not its end that closed the output
+    finally:
+        kill(left_behind)
+
+
+def test_children_stay_in_the_nodes_process_group(host_process):
+    """dora's kills and its orphan guard go to the group."""
+    host = host_process()
+    host.wait_running()
+    for pid in wait_family(host.popen.pid, 3):
+        assert os.getpgid(pid) == host.popen.pid
+
+
+def test_the_death_of_the_zygote_is_survived(host_process):
+    host = host_process()
+    first = host.wait_running()
+    host.send(0, 1)
+    host.wait(lambda: len(host.outputs()) == 2)
+    kill(first["zygote"])
+    second = host.wait_running(after=first["incarnation"])
+    assert second["zygote"] != first["zygote"]
+    host.send(2)
+    host.wait(lambda: len(host.outputs()) == 3)
+    assert host.outputs() == ledger(3)
+    assert wait_gone(first["worker_pid"])
+
+
+def test_a_host_that_was_killed_continues_with_its_state_and_its_numbers(host_process):
+    first = host_process()
+    first.wait_running()
+    first.send(0, 1, 2)
+    first.wait(lambda: len(first.outputs()) == 3)
+    kill(first.popen.pid)
+    first.popen.wait()
+
+    second = host_process()
+    status = second.wait_running()
+    assert status["incarnation"] > 1
+    second.send(3)
+    second.wait(lambda: second.outputs())
+    assert second.outputs() == ["3 4 6"]
+
+
+def test_the_spare_and_what_it_left_are_gone_after_a_clean_end(host_process, tmp_path):
+    """A process that the operator orphaned falls to the zygote, which kills it with its worker."""
+    pid_file = tmp_path / "pid"
+    host = host_process(
+        f"""
+        import os, time
+
+        class Operator:
+            def __init__(self):
+                if os.fork() == 0:
+                    if os.fork() == 0:
+                        with open({str(pid_file)!r}, "w") as file:
+                            print(os.getpid(), file=file)
+                        time.sleep(1000)
+                    os._exit(0)
+                os.wait()
+
+            def on_event(self, event, send_output):
+                return 0
+        """
+    )
+    host.wait_running()
+    orphan = int(wait_file(pid_file))
+    family = wait_family(host.popen.pid, 3)
+    kill(host.popen.pid, signal.SIGTERM)
+    host.popen.wait(PATIENCE_S)
+    for pid in {*family, orphan}:
+        assert wait_gone(pid)
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_zygote_worker_and_spare_leave_stop_signals_to_the_host(host_process, number):
+    host = host_process()
+    first = host.wait_running()
+    for pid in wait_family(host.popen.pid, 3):
+        kill(pid, number)
+    host.send(0, 1)
+    host.wait(lambda: len(host.outputs()) == 2)
+    kill(first["worker_pid"])
+    second = host.wait_running(after=first["incarnation"])
+    assert second["zygote"] == first["zygote"]
+    assert second["restarts"] == 1
+
+
+def test_a_subprocess_of_the_operator_can_still_be_terminated(host):
+    """Ignored signals would be inherited through exec."""
+    hosted = host(
+        """
+        import multiprocessing, subprocess, time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                child = subprocess.Popen(["sleep", "1000"])
+                child.terminate()
+                fork = multiprocessing.get_context("fork")
+                forked = fork.Process(target=time.sleep, args=(1000,))
+                forked.start()
+                forked.terminate()
+                forked.join()
+                send_output("codes", b"%d %d" % (child.wait(), forked.exitcode))
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    assert hosted.wait_outputs(1) == ["-15 -15"]
+
+
+def test_sigterm_ends_the_host_in_order(host_process):
+    host = host_process()
+    host.wait_running()
+    host.send(0)
+    host.wait(lambda: host.outputs())
+    kill(host.popen.pid, signal.SIGTERM)
+    assert host.popen.wait(PATIENCE_S) == 0
+    host.wait_eof()
+    assert host.lines[-1]["clean"] is True
+
+
+def test_an_operator_that_hangs_is_killed_when_the_grace_is_over(host_process):
+    host = host_process(
+        """
+        import signal, time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+                send_output("hangs", b"hangs")
+                send_output("hangs", b"hangs")
+                time.sleep(1000)
+        """,
+        grace_s=0.2,
+    )
+    status = host.wait_running()
+    host.send(0)
+    kill(host.popen.pid, signal.SIGTERM)
+    assert host.popen.wait(PATIENCE_S) == 0
+    host.wait_eof()
+    assert wait_gone(status["worker_pid"])
+    assert host.lines[-1]["clean"] is False
+    assert host.outputs() == []
+
+
+# Forks
+
+
+def test_the_zygote_has_one_thread_and_has_not_imported_dora(host_process):
+    host = host_process()
+    status = host.wait_running()
+    assert len(os.listdir(f"/proc/{status['zygote']}/task")) == 1
+
+
+def test_a_child_that_the_operator_forked_is_no_worker(host):
+    """It can neither save nor send, and the worker's death is noticed though the child holds its
+    socket.
+    """
+    hosted = host(
+        """
+        import os, time
+        from dora_state.errors import StateError
+        from dora_state.operator import save_state
+
+        class Operator:
+            def on_event(self, event, send_output):
+                if event["attempt"] == 1:
+                    reader, writer = os.pipe()
+                    if os.fork() == 0:
+                        told = []
+                        for call in (lambda: save_state("a", b"1"), lambda: send_output("a", b"1")):
+                            try:
+                                call()
+                                told.append("allowed")
+                            except (StateError, OSError):
+                                told.append("refused")
+                        os.write(writer, " ".join(told).encode())
+                        time.sleep(1000)
+                    save_state("told", os.read(reader, 100), flush=True)
+                    os.kill(os.getpid(), 9)
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    hosted.finish()
+    assert hosted.state() == {"told": b"refused refused"}
+    assert hosted.texts == []
+
+
+# What the operator prints
+
+
+def test_what_the_operator_prints_is_relayed(host_process, host, capfd):
+    hosted = host(
+        """
+        import sys
+
+        class Operator:
+            def on_event(self, event, send_output):
+                print("to stdout", flush=True)
+                print("to stderr", file=sys.stderr)
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    hosted.finish()
+    captured = capfd.readouterr()
+    assert "to stdout" in captured.out
+    assert "to stderr" in captured.err
+
+
+def test_printing_without_end_neither_blocks_the_operator_nor_floods_the_log(host, capfd):
+    hosted = host(
+        """
+        class Operator:
+            def on_event(self, event, send_output):
+                for _ in range(64):
+                    print("x" * 500_000)
+                send_output("done", b"done")
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    hosted.finish()
+    printed = capfd.readouterr().out
+    assert len(printed) < 16_000_000
+    assert "[dora-state] dropped" in printed
+
+
+def test_a_segfault_leaves_its_traceback_in_the_log(host, capfd):
+    hosted = host(kill="event@1=segv").start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    hosted.finish()
+    error = capfd.readouterr().err
+    assert "Fatal Python error: Segmentation fault" in error
+    assert "killpoint.py" in error

@@ -1,0 +1,636 @@
+"""Whatever ends an operator, it comes back with its saved state, and every event counts exactly
+once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+import pytest
+from hosting import LEDGER, kill, ledger, wait_file
+
+from dora_state.runtime import killpoint
+from dora_state.runtime.policy import RestartPolicy
+
+CRASHES = {
+    "an exception": "raise ValueError('no')",
+    "sys.exit": "import sys; sys.exit(0)",
+    "os._exit(0)": "import os; os._exit(0)",
+    "os.abort": "import os; os.abort()",
+    "a segfault": "import ctypes; ctypes.string_at(0)",
+    "SIGKILL": "import os; os.kill(os.getpid(), 9)",
+    "KeyboardInterrupt": "raise KeyboardInterrupt",
+    "a thread that exits": "import os, threading as t; x = t.Thread(target=os._exit, args=[3]); "
+    "x.start(); x.join()",
+    "closing all its descriptors": "import os, time; os.closerange(3, 4096); time.sleep(1000)",
+}
+
+
+@pytest.mark.parametrize("crash", CRASHES.values(), ids=CRASHES.keys())
+def test_a_crash_loses_nothing_and_doubles_nothing(host, crash):
+    source = LEDGER.replace(
+        'send_output("sum"',
+        f'if number == 3 and event["attempt"] == 1: {crash}\n                send_output("sum"',
+    )
+    hosted = host(source).start()
+    hosted.send(*range(6))
+    assert hosted.wait_outputs(6) == ledger(6)
+    assert hosted.finish().clean
+    assert hosted.texts == ledger(6)
+    assert hosted.state() == {"count": b"6", "total": b"15"}
+    assert hosted.supervisor.restarts == 1
+
+
+def test_nothing_special_happens_without_a_crash(host):
+    hosted = host().start()
+    hosted.send(*range(100))
+    assert hosted.finish().clean
+    assert hosted.texts == ledger(100)
+    assert hosted.supervisor.restarts == 0
+
+
+POINTS = [
+    *(f"{name}@{n}" for name in killpoint.EVENT_POINTS for n in (1, 4, 8)),
+    *(f"event@2,{name}@{n}" for name in killpoint.START_POINTS for n in (2, 3)),
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_death_at_a_named_point_leaves_the_ledger_exact(host, point):
+    source = LEDGER.replace(
+        'self.count, self.total = int(state["count"])',
+        'save_state("restored", b"yes")\n            self.count, self.total = int(state["count"])',
+    )
+    hosted = host(source, kill=point).start()
+    hosted.send(*range(8))
+    assert hosted.wait_outputs(8) == ledger(8)
+    hosted.finish()
+    assert hosted.texts == ledger(8)
+    state = hosted.state()
+    assert (state["count"], state["total"]) == (b"8", b"28")
+    assert hosted.supervisor.restarts >= ("@8" not in point or "after-ack" not in point)
+
+
+@pytest.mark.parametrize("how", ["abort", "segv", "exit", "quit", "raise"])
+@pytest.mark.parametrize("point", ["after-output", "before-commit", "after-commit", "after-ack"])
+def test_the_manner_of_death_makes_no_difference(host, point, how):
+    hosted = host(kill=f"{point}@2={how},{point}@5={how}").start()
+    hosted.send(*range(6))
+    assert hosted.wait_outputs(6) == ledger(6)
+    hosted.finish()
+    assert hosted.texts == ledger(6)
+    assert hosted.supervisor.restarts == 2
+
+
+def test_every_point_in_one_life(host):
+    """All the points around an event, one after the other, each several times."""
+    # Every other event: one that is handed to a worker that dies after its ack counts as attempted.
+    names = killpoint.EVENT_POINTS * 4
+    points = [f"{name}@{2 * n}" for n, name in enumerate(names, start=1)]
+    hosted = host(kill=",".join(points)).start()
+    hosted.send(*range(60))
+    assert hosted.wait_outputs(60) == ledger(60)
+    hosted.finish()
+    assert hosted.supervisor.restarts == len(points)
+    assert hosted.state() == {"count": b"60", "total": b"1770"}
+
+
+def test_random_kills_leave_the_ledger_exact(host):
+    """Kills at times that the machine's noise makes random, each some outputs after the last."""
+    kills, events = int(os.environ.get("DORA_STATE_TEST_KILLS", "40")), 0
+    hosted = host().start()
+    for incarnation in range(1, kills + 1):
+        pid = hosted.wait_running()["worker_pid"]
+        hosted.send(*range(events, events + 5))
+        events += 5
+        hosted.wait_outputs(events - 5 + incarnation % 5)
+        kill(pid)
+        hosted.wait(lambda n=incarnation: hosted.supervisor.restarts >= n)
+        hosted.wait(lambda n=incarnation: len(hosted.supervisor.restart_ms) >= n)
+    assert hosted.wait_outputs(events) == ledger(events)
+    assert hosted.finish().clean
+    assert hosted.texts == ledger(events)
+    assert int(hosted.state()["count"]) == events
+
+
+def test_restore_gets_the_last_saved_state_before_the_next_event(host, tmp_path):
+    hosted = host(
+        """
+        from dora_state.operator import delete_state, save_state
+
+        class Operator:
+            log = []
+
+            def __init__(self):
+                self.log.append("init")
+
+            def restore_state(self, state):
+                self.log.append("restore " + repr(sorted(state.items())))
+
+            def on_event(self, event, send_output):
+                send_output("log", "; ".join([*self.log, "event"]).encode())
+                number = int(event["value"])
+                save_state("n", b"%d" % number)
+                if number == 1:
+                    delete_state("gone")
+                else:
+                    save_state("gone", b"x")
+                return 0
+        """,
+        kill="event@3",
+    ).start()
+    hosted.send(0, 1, 2)
+    assert hosted.wait_outputs(3) == [
+        "init; event",
+        "init; event",
+        "init; restore [('n', b'1')]; event",
+    ]
+
+
+def test_a_replay_is_the_same_event_and_says_so(host):
+    hosted = host(
+        """
+        class Operator:
+            def on_event(self, event, send_output):
+                if event["attempt"] < 3:
+                    raise ValueError
+                send_output("event", repr(sorted(event.items())).encode())
+                return 0
+        """
+    ).start()
+    hosted.supervisor.submit(
+        {"kind": "dora", "type": "INPUT", "id": "in", "value": b"v", "metadata": {"a": [1, 2.5]}}
+    )
+    assert hosted.wait_outputs(1) == [
+        "[('attempt', 3), ('id', 'in'), ('kind', 'dora'), ('metadata', {'a': [1, 2.5]}), "
+        "('type', 'INPUT'), ('value', b'v')]"
+    ]
+
+
+def test_an_exception_discards_the_saves_and_the_outputs_of_its_handler(host):
+    hosted = host(
+        """
+        from dora_state.operator import save_state
+
+        class Operator:
+            def restore_state(self, state):
+                assert state == {"kept": b"1"}, state
+
+            def on_event(self, event, send_output):
+                if event["value"] == b"2" and event["attempt"] == 1:
+                    save_state("lost", b"2")
+                    send_output("lost", b"2")
+                    raise ValueError
+                save_state("kept", event["value"])
+                send_output("kept", event["value"])
+                return 0
+        """
+    ).start()
+    hosted.send(1, 2)
+    assert hosted.wait_outputs(2) == ["1", "2"]
+    hosted.finish()
+    assert [output.id for output in hosted.outputs] == ["kept", "kept"]
+    assert hosted.state() == {"kept": b"2"}
+
+
+def test_one_event_is_one_commit(host, tmp_path):
+    """Many saves and the step raise the store's sequence as one."""
+    hosted = host(
+        """
+        from dora_state.operator import save_state
+
+        class Operator:
+            def on_event(self, event, send_output):
+                for n in range(10):
+                    save_state(f"key {n}", event["value"])
+                return 0
+        """
+    ).start()
+    hosted.send(1)
+    hosted.finish()
+    from dora_state._core import RUNTIME, USER, Store
+
+    store = Store(str(hosted.store_path))
+    sequences = {sequence for _, _, sequence in store._scan(USER)}
+    sequences.add(store._get(RUNTIME, "step")[1])
+    store.close()
+    assert len(sequences) == 1
+    assert hosted.step().number == 1
+    assert hosted.step().incarnation == 1
+
+
+def test_a_new_host_goes_on_from_what_is_on_record(host):
+    first = host().start()
+    first.send(0, 1, 2)
+    first.finish()
+    before = first.step()
+    assert before.number == 3
+
+    second = host().start()
+    second.send(3)
+    assert second.wait_outputs(1) == ["3 4 6"]
+    second.finish()
+    assert second.step().number == 4
+    assert second.step().incarnation > before.incarnation
+
+
+def test_saves_in_init_are_kept_once_and_then_discarded_with_a_warning(host, capfd):
+    hosted = host(
+        """
+        from dora_state.operator import save_state
+
+        class Operator:
+            def __init__(self):
+                save_state("made", b"by init")
+
+            def restore_state(self, state):
+                self.restored = state["made"]
+                save_state("restores", b"1")
+
+            def on_event(self, event, send_output):
+                save_state("made", b"by event")
+                send_output("restored", getattr(self, "restored", b"nothing"))
+                return 0
+        """,
+        kill="event@2",
+    ).start()
+    hosted.send(1, 2)
+    assert hosted.wait_outputs(2) == ["nothing", "by event"]
+    hosted.finish()
+    assert hosted.state() == {"made": b"by event", "restores": b"1"}
+    assert "saves made in __init__ are discarded" in capfd.readouterr().err
+
+
+def test_state_and_delete_are_methods_too(host):
+    hosted = host(
+        """
+        class Operator:
+            def __init__(self):
+                self.save_state("a", b"1")
+                self.save_state("b", b"1")
+
+            def on_event(self, event, send_output):
+                self.delete_state("a")
+                self.delete_state("never there")
+                return 0
+        """
+    ).start()
+    hosted.send(1)
+    hosted.finish()
+    assert hosted.state() == {"b": b"1"}
+
+
+def test_a_save_from_another_thread_commits_at_once(host):
+    hosted = host(
+        """
+        import threading
+        from dora_state.operator import save_state
+
+        class Operator:
+            def on_event(self, event, send_output):
+                def work():
+                    save_state("thread", b"1")
+                    send_output("thread", b"now")
+                thread = threading.Thread(target=work)
+                thread.start()
+                thread.join()
+                save_state("handler", b"1")
+                if event["attempt"] == 1:
+                    raise ValueError
+                send_output("seen", b"later")
+                return 0
+
+            def restore_state(self, state):
+                assert list(state) == ["thread"]
+        """
+    ).start()
+    hosted.send(1)
+    assert hosted.wait_outputs(3) == ["now", "now", "later"]
+    hosted.finish()
+    assert hosted.state() == {"thread": b"1", "handler": b"1"}
+
+
+def test_flush_commits_at_once_and_wins_over_what_was_staged_before(host):
+    hosted = host(
+        """
+        from dora_state.operator import save_state
+
+        class Operator:
+            def on_event(self, event, send_output):
+                save_state("a", b"staged")
+                save_state("b", b"staged")
+                save_state("a", b"flushed", flush=True)
+                if event["attempt"] == 1:
+                    raise ValueError
+                return 0
+
+            def restore_state(self, state):
+                assert state == {"a": b"flushed"}, state
+        """
+    ).start()
+    hosted.send(1)
+    hosted.finish()
+    assert hosted.state() == {"a": b"flushed", "b": b"staged"}
+
+
+def test_immediate_outputs_do_not_wait_for_the_commit(host):
+    hosted = host(
+        """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("now", b"now %d" % event["attempt"])
+                send_output("held", b"held %d" % event["attempt"])
+                if event["attempt"] == 1:
+                    raise ValueError
+                return 0
+        """,
+        immediate=frozenset({"now"}),
+    ).start()
+    hosted.send(1)
+    assert hosted.wait_outputs(3) == ["now 1", "now 2", "held 2"]
+
+
+def test_a_changed_operator_file_is_used_by_the_next_restart(host):
+    hosted = host().start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    hosted.operator.write_text(hosted.operator.read_text().replace("%d %d %d", "new %d %d %d"))
+    pid = hosted.wait_running()["worker_pid"]
+    kill(pid)
+    hosted.wait_running(incarnation=2)
+    hosted.send(1)
+    assert hosted.wait_outputs(2) == ["0 1 0", "new 1 2 1"]
+
+
+def test_a_restart_is_logged_and_published(host, caplog):
+    caplog.set_level(logging.INFO)
+    hosted = host().start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    first = hosted.wait_running()
+    kill(first["worker_pid"])
+    second = hosted.wait(lambda: hosted.statuses[-1]["restart_ms"] and hosted.statuses[-1])
+    assert second["restarts"] == 1
+    assert second["state"] == "running"
+    assert second["worker_pid"] != first["worker_pid"]
+    assert len(second["restart_ms"]) == 1
+    hosted.finish()  # the reason may become known after the restart is over
+    (record,) = [each for each in caplog.records if hasattr(each, "dora_state")]
+    assert record.dora_state["restored_keys"] == 2
+    assert record.dora_state["incarnation"] > first["incarnation"]
+
+
+def test_the_reason_of_a_crash_is_in_the_log(host, caplog):
+    hosted = host(kill="event@1=raise").start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    hosted.finish()
+    assert "the operator failed in event: KilledError: a kill point" in caplog.text
+    assert 'raise KilledError("a kill point")' in caplog.text
+
+
+@pytest.mark.parametrize("standby", ["off", "process"])
+def test_other_kinds_of_standby_lose_nothing_either(host, standby):
+    hosted = host(kill="before-commit@2,after-commit@4", standby=standby).start()
+    hosted.send(*range(5))
+    assert hosted.wait_outputs(5) == ledger(5)
+    hosted.finish()
+    assert hosted.supervisor.restarts == 2
+
+
+def test_an_operator_that_asks_to_stop_is_stopped(host, tmp_path):
+    path = tmp_path / "deleted"
+    hosted = host(
+        f"""
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("last", b"words")
+                self.save_state("a", b"1")
+                return 1
+
+            def __del__(self):
+                open({str(path)!r}, "w").write("yes")
+        """
+    ).start()
+    hosted.send(1)
+    outcome = hosted.wait_end()
+    assert (outcome.clean, outcome.failed) == (True, False)
+    assert hosted.texts == ["words"]
+    assert hosted.state() == {"a": b"1"}
+    assert path.read_text() == "yes"  # dora's operators tear down in __del__
+
+
+def test_always_restarts_also_what_asked_to_stop(host):
+    source = LEDGER.replace("return 0", "return 1")
+    hosted = host(source, policy=RestartPolicy(restart_policy="always")).start()
+    hosted.send(0, 1)
+    assert hosted.wait_outputs(2) == ledger(2)
+    hosted.wait(lambda: hosted.supervisor.restarts >= 2)
+
+
+def test_never_ends_with_the_first_crash(host):
+    hosted = host(kill="before-commit@2", policy=RestartPolicy(restart_policy="never")).start()
+    hosted.send(0, 1, 2)
+    outcome = hosted.wait_end()
+    assert (outcome.clean, outcome.failed) == (False, True)
+    assert hosted.texts == ledger(1)
+    assert hosted.state() == {"count": b"1", "total": b"0"}
+
+
+def test_an_init_that_always_fails_degrades_instead_of_spinning(host, caplog):
+    policy = RestartPolicy(max_restarts=3, restart_delay=0.001, degraded_retry=0.001)
+    hosted = host(
+        """
+        class Operator:
+            def __init__(self):
+                raise RuntimeError("the camera is gone")
+
+            def on_event(self, event, send_output):
+                return 0
+        """,
+        policy=policy,
+    ).start()
+    hosted.wait(lambda: any(status["state"] == "degraded" for status in hosted.statuses))
+    assert "RuntimeError: the camera is gone" in caplog.text
+    assert "Traceback" in caplog.text
+    assert "degraded" in caplog.text
+    hosted.wait(lambda: hosted.supervisor.restarts >= 6)  # it goes on trying
+
+
+def test_an_init_that_always_fails_stops_if_that_is_wanted(host, caplog):
+    policy = RestartPolicy(max_restarts=2, restart_delay=0.001, exhausted="stop")
+    hosted = host(
+        """
+        class Operator:
+            def __init__(self):
+                raise RuntimeError("the camera is gone")
+
+            def on_event(self, event, send_output):
+                return 0
+        """,
+        policy=policy,
+    ).start()
+    assert hosted.wait_end().failed
+    assert caplog.text.count("RuntimeError: the camera is gone") >= 3
+    assert "3 restarts without a committed event" in caplog.text
+
+
+def test_a_degraded_operator_comes_back_when_its_trouble_is_over(host, tmp_path):
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    source = LEDGER.replace(
+        "def __init__(self):",
+        "def __init__(self):\n            import os\n"
+        f"            assert not os.path.exists({str(trouble)!r})",
+    )
+    policy = RestartPolicy(max_restarts=1, restart_delay=0.001, degraded_retry=0.001)
+    hosted = host(source, policy=policy).start()
+    hosted.wait(lambda: any(status["state"] == "degraded" for status in hosted.statuses))
+    hosted.send(0, 1)
+    trouble.unlink()
+    assert hosted.wait_outputs(2) == ledger(2)
+
+
+def test_arrow_values_pass_through_both_ways(host):
+    pa = pytest.importorskip("pyarrow")
+    hosted = host(
+        """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("back", event["value"], event["metadata"])
+                return 0
+        """
+    ).start()
+    arrays = [
+        pa.array([1, 2, 3], pa.int32()),
+        pa.array(["a", None, "ccc"]),
+        pa.array([[1, 2], [3]]),
+        pa.array([], pa.float64()),
+        pa.nulls(0),
+        pa.array(bytes(1_000_000), pa.uint8()),
+        pa.array([{"x": 1}, {"x": 2}]),
+    ]
+    for array in arrays:
+        hosted.supervisor.submit(
+            {"type": "INPUT", "id": "in", "value": array, "metadata": {"n": len(array)}}
+        )
+    hosted.wait(lambda: len(hosted.outputs) == len(arrays))
+    for output, array in zip(hosted.outputs, arrays, strict=True):
+        assert output.value.type == array.type
+        assert output.value.equals(array)
+        assert output.metadata == {"n": len(array)}
+
+
+def test_a_large_event_and_a_large_output_cross_without_blocking_each_other(host):
+    """Both are larger than a socket holds, and travel at the same time."""
+    hosted = host(
+        """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("big", event["value"])
+                return 0
+        """,
+        kill="after-output@2",
+    ).start()
+    data = os.urandom(1 << 20)
+    hosted.send(data, data[::-1], data)
+    hosted.wait(lambda: len(hosted.outputs) == 3)
+    assert [output.value for output in hosted.outputs] == [data, data[::-1], data]
+
+
+@pytest.mark.parametrize(
+    ("type", "extra"),
+    [
+        ("INPUT_CLOSED", {"id": "in"}),
+        ("INPUT_RECOVERED", {"id": "in"}),
+        ("NODE_RESTARTED", {"id": "other"}),
+        ("NODE_FAILED", {"error": "x", "source_node_id": "other"}),
+        ("PARAM_UPDATE", {"key": "gain", "value": 3}),
+        ("PARAM_DELETED", {"key": "gain"}),
+        ("RELOAD", {"id": None}),
+        ("ERROR", {"error": "late"}),
+    ],
+)
+def test_every_kind_of_event_reaches_the_operator_as_it_is(host, type, extra):
+    hosted = host(
+        """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("event", repr(event).encode())
+                return 0
+        """
+    ).start()
+    hosted.supervisor.submit({"kind": "dora", "type": type, **extra})
+    (text,) = hosted.wait_outputs(1)
+    assert eval(text) == {"kind": "dora", "type": type, **extra, "attempt": 1}
+
+
+def test_stop_is_handled_like_an_event_and_then_ends_it(host):
+    hosted = host(
+        """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("saw", event["type"].encode())
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    hosted.supervisor.submit({"kind": "dora", "type": "STOP", "id": "MANUAL"})
+    assert hosted.wait_end().clean
+    assert hosted.texts == ["INPUT", "STOP"]
+
+
+def test_forks_of_one_zygote_draw_different_random_numbers(host):
+    pytest.importorskip("numpy")
+    hosted = host(
+        """
+        import numpy
+
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("random", b"%d" % numpy.random.randint(1 << 60))
+                return 0
+        """,
+        preload=("numpy", "numpy.random"),
+        kill="after-ack@1,after-ack@2",
+    ).start()
+    hosted.send(0, 1, 2)
+    assert len(set(hosted.wait_outputs(3))) == 3
+
+
+def test_the_descriptor_is_set_after_init(host):
+    hosted = host(
+        """
+        class Operator:
+            def __init__(self):
+                assert not hasattr(self, "dataflow_descriptor")
+
+            def on_event(self, event, send_output):
+                send_output("descriptor", repr(self.dataflow_descriptor).encode())
+                return 0
+        """,
+        descriptor={"nodes": [{"id": "x" * 300_000}]},
+    ).start()
+    hosted.send(0)
+    assert hosted.wait_outputs(1) == [repr({"nodes": [{"id": "x" * 300_000}]})]
+
+
+def test_what_a_crash_does_to_a_signal_is_told_in_words(host, tmp_path):
+    path = tmp_path / "pid"
+    hosted = host(
+        f"""
+        import os
+
+        class Operator:
+            def on_event(self, event, send_output):
+                with open({str(path)!r}, "w") as file:
+                    print(os.getpid(), file=file)
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    pid = int(wait_file(path))
+    kill(pid, signal.SIGSEGV)
+    hosted.wait(lambda: hosted.supervisor.restarts == 1)
