@@ -17,6 +17,10 @@ class NodeConfig:
     state_dirs: tuple[str, ...]
     """What the dataflow's file says about where state lives, by --state-dir of `dora-state run` or by DORA_STATE_DIR,
     each once. A node that starts before the operators do finds their shared store by this."""
+    queue_sizes: dict[str, int]
+    """Of this node's inputs, where the dataflow's file gives one."""
+    descriptor: Any
+    """The dataflow's file, parsed."""
 
 
 def read() -> NodeConfig | None:
@@ -26,10 +30,17 @@ def read() -> NodeConfig | None:
         return None
     config = _parse(text)
     try:
-        nodes = (config.get("dataflow_descriptor") or {}).get("nodes") or []
+        descriptor = config.get("dataflow_descriptor") or {}
+        nodes = descriptor.get("nodes") or []
         found = dict.fromkeys(place for node in nodes if (place := _state_dir(node)))
-        return NodeConfig(str(config["dataflow_id"]), str(config["node_id"]), tuple(found))
-    except (AttributeError, KeyError, TypeError) as error:
+        return NodeConfig(
+            dataflow_id=str(config["dataflow_id"]),
+            node_id=str(config["node_id"]),
+            state_dirs=tuple(found),
+            queue_sizes=_queue_sizes(config.get("run_config") or {}),
+            descriptor=descriptor,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise OperatorError(
             f"DORA_NODE_CONFIG is not what dora 1.1 writes ({error!r} in it); use a dora-rs of version 1"
         ) from error
@@ -58,6 +69,15 @@ def _state_dir(node: dict[str, Any]) -> str | None:
             return word.partition("=")[2]
     place = (node.get("env") or {}).get("DORA_STATE_DIR")
     return None if place is None else str(place)
+
+
+def _queue_sizes(run_config: dict[str, Any]) -> dict[str, int]:
+    inputs = (run_config.get("inputs") or {}).items()
+    return {
+        name: int(source["queue_size"])
+        for name, source in inputs
+        if isinstance(source, dict) and source.get("queue_size") is not None
+    }
 
 
 def _is_host(node: dict[str, Any]) -> bool:

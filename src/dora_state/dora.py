@@ -1,0 +1,306 @@
+"""The adapter to dora: `dora-state run` is a dora node that hosts an operator in a child process.
+
+The only module that imports dora. Who does what, and why the order matters:
+
+    main thread   the supervisor's loop; never calls dora, which can hold the GIL or block for long
+    dora-in       Node.next() without a timeout: with one it returned ERROR events
+    dora-out      Node.send_output(), which holds the GIL: 0.2 ms for a small value, 20 ms for 1 MB
+    status        writes the status to the shared store, whose lock may be held by a stopped process
+
+The zygote is started before dora is imported, because `Node()` starts threads. `Node()` is built
+after the operator's first `__init__` and restore: from then on dora's queue fills, and what
+overflows is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from dora_state import location, node_config
+from dora_state._core import Store
+from dora_state.errors import OperatorError, StateError
+from dora_state.runtime.outputs import Output
+from dora_state.runtime.policy import RestartPolicy
+from dora_state.runtime.supervisor import Outcome, State, Supervisor, SupervisorConfig
+
+log = logging.getLogger("dora_state.node")
+
+SHARED_VARIABLE = "DORA_STATE_SHARED"
+PRELOAD = ("dora", "pyarrow")
+BACKLOG_BYTES = 64 << 20  # outputs that wait for dora before the operator has to wait
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `dora-state run`.
+
+    Args:
+        operator: the operator's Python file.
+        restart: when and how often it is restarted.
+        durability: of its saves: "process", "group" or "commit".
+        keep: adopt saved state also after a clean stop.
+        fresh: start empty also after a crash.
+        state_dir: where state lives, instead of `state` beside the dataflow.
+        shutdown_grace_s: how long it may take to stop before it is killed.
+        immediate: ids of outputs that leave at once instead of with the commit of their event.
+        standby: "fork" (a warm spare, forked), "process" (a warm spare that is an interpreter of
+        its own, for what
+            does not survive a fork) or "off" (no spare).
+    """
+
+    operator: Path
+    restart: RestartPolicy = field(default_factory=RestartPolicy)
+    durability: str = "group"
+    keep: bool = False
+    fresh: bool = False
+    state_dir: Path | None = None
+    shutdown_grace_s: float = 5.0
+    immediate: frozenset[str] = frozenset()
+    standby: str = "fork"
+
+
+def run(options: RunOptions) -> int:
+    """Host the operator as a dora node until the dataflow stops. Returns the exit code.
+
+    Raises OperatorError if the operator's file or the state directory cannot be used; dora has then
+    not been told that this node exists.
+    """
+    config = node_config.read()
+    if config is None:
+        raise OperatorError(
+            "DORA_NODE_CONFIG is not set, so dora did not start this; write `path: dora-state` and "
+            f"`args: run {options.operator}` in a dataflow's file and start that with `dora run`"
+        )
+    claim = location.claim(
+        config.dataflow_id,
+        config.node_id,
+        state_dir=options.state_dir,
+        keep=options.keep,
+        fresh=options.fresh,
+        cwd=Path.cwd(),
+    )
+    outcome: Outcome | None = None
+    publisher = _Publisher(claim.shared, config.node_id)
+    outlet = _Outlet()
+    try:
+        supervisor = Supervisor(
+            _supervisor_config(options, config, claim),
+            outlet.put,
+            publish=publisher.put,
+            can_send=outlet.has_room,
+        )
+        outlet.wake = supervisor.wake
+        with _stop_signals(supervisor):
+            outcome = _host(supervisor, outlet)
+    finally:
+        publisher.close()
+        claim.finish(outcome is not None and outcome.clean)
+    log.info("ended: %s%s", outcome.why, "" if outcome.clean else " (not a clean stop)")
+    return _exit_code(options, outcome)
+
+
+def _host(supervisor: Supervisor, outlet: _Outlet) -> Outcome:
+    supervisor.start()
+    if supervisor.state is not State.ENDED:
+        try:
+            node = _build_node()
+        except BaseException:
+            supervisor.close()
+            raise
+        threading.Thread(target=_pump, args=(node, supervisor), name="dora-in", daemon=True).start()
+        threading.Thread(target=outlet.run, args=(node,), name="dora-out", daemon=True).start()
+        supervisor.run()
+        outlet.drain(supervisor.config.shutdown_grace_s)
+    assert supervisor.outcome is not None
+    return supervisor.outcome
+
+
+def _exit_code(options: RunOptions, outcome: Outcome) -> int:
+    """A crash that was not to be restarted fails the node. An exhausted policy does not: dora's own
+    restart policy would take up where ours gave up (70 restarts in 3 s were seen)."""
+    return 1 if outcome.failed and options.restart.restart_policy == "never" else 0
+
+
+def _supervisor_config(
+    options: RunOptions, config: node_config.NodeConfig, claim: location.Claim
+) -> SupervisorConfig:
+    return SupervisorConfig(
+        operator=options.operator,
+        store=claim.path,
+        node_id=config.node_id,
+        policy=options.restart,
+        durability=options.durability,
+        standby=options.standby,
+        shutdown_grace_s=options.shutdown_grace_s,
+        immediate=options.immediate,
+        queue_sizes=config.queue_sizes,
+        preload=PRELOAD,
+        environment={**os.environ, SHARED_VARIABLE: str(claim.shared)},
+        descriptor=config.descriptor,
+        arrow_outputs=True,
+    )
+
+
+def _build_node() -> Any:
+    try:
+        from dora import Node
+    except ImportError as error:
+        raise OperatorError(
+            f"dora cannot be imported ({error}); install it with `pip install 'dora-state[dora]'`"
+        ) from error
+    return Node()
+
+
+# dora-in and dora-out
+
+
+def _pump(node: Any, supervisor: Supervisor) -> None:
+    """dora-in: events from dora to the supervisor, copied on receipt."""
+    try:
+        while True:
+            event = node.next()
+            if event is None:
+                break
+            try:
+                supervisor.submit(event)
+            except TypeError as error:
+                log.error("an event of type %s was dropped: %s", event.get("type"), error)
+            if event.get("type") == "STOP":
+                break
+            del event  # gives dora its buffer back while we wait
+    except Exception:
+        log.exception("reading events from dora failed")
+    supervisor.close_input()
+
+
+class _Outlet:
+    """dora-out: committed outputs to dora, in order."""
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], None] = lambda: None
+        self._queue: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        self._lock = threading.Condition()
+        self._waiting = 0
+        self._waiting_bytes = 0
+        self._is_full = False
+
+    def put(self, output: Output) -> None:
+        with self._lock:
+            self._waiting += 1
+            self._waiting_bytes += output.size_bytes
+        self._queue.put(output)
+
+    def has_room(self) -> bool:
+        with self._lock:
+            self._is_full = self._waiting_bytes > BACKLOG_BYTES
+            return not self._is_full
+
+    def run(self, node: Any) -> None:
+        while True:
+            output = self._queue.get()
+            try:
+                node.send_output(output.id, output.value, output.metadata)
+            except Exception:
+                log.exception("sending output %s failed", output.id)
+            with self._lock:
+                self._waiting -= 1
+                self._waiting_bytes -= output.size_bytes
+                wake = self._is_full
+                self._lock.notify_all()
+            if wake:
+                self.wake()
+            del output
+
+    def drain(self, timeout: float) -> None:
+        """Wait until dora has taken everything."""
+        with self._lock:
+            if not self._lock.wait_for(lambda: self._waiting == 0, timeout):
+                log.error("%d outputs were not taken by dora in time", self._waiting)
+
+
+# The status, for others to read
+
+
+class _Publisher:
+    """Writes the latest status to the shared store, from a thread of its own."""
+
+    def __init__(self, shared: Path, node_id: str) -> None:
+        self._shared = shared
+        self._key = f"dora-state/{node_id}/status"
+        self._lock = threading.Condition()
+        self._latest: dict[str, Any] | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._thread.start()
+
+    def put(self, status: dict[str, Any]) -> None:
+        with self._lock:
+            self._latest = status
+            self._lock.notify()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+        self._thread.join(1.0)  # the shared store may be locked by a process that is stopped
+
+    def _run(self) -> None:
+        store: Store | None = None
+        try:
+            while True:
+                with self._lock:
+                    self._lock.wait_for(lambda: self._latest is not None or self._closing)
+                    status, self._latest = self._latest, None
+                if status is None:
+                    return
+                if store is None:
+                    store = Store(str(self._shared))
+                store.put(self._key, msgpack.packb(status))
+        except (StateError, OSError) as error:
+            log.warning("the status is not published any more: %s", error)
+        finally:
+            if store is not None:
+                store.close()
+
+
+# Signals
+
+
+@contextlib.contextmanager
+def _stop_signals(supervisor: Supervisor) -> Iterator[None]:
+    """SIGTERM and SIGINT stop the operator in order. dora sends SIGTERM when its own grace after
+    STOP is over.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        supervisor.request_stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave(code: int) -> None:
+    """End the process without waiting for dora's threads: dora-in may be inside Node.next() for
+    ever.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
