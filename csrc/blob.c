@@ -84,6 +84,8 @@ ds_status ds__blob_sync(ds_store *store, const struct ds_blob_reference *referen
     blob_name(reference->id, name);
     int fd;
     ds_status status = ds__os_open(&store->directory, name, DS_OS_WRITE, &fd);
+    if (status == DS_MISSING)
+        return DS_OK; /* overwritten, compacted away or swept since: nobody will ask for it */
     if (status == DS_OK)
         status = ds__os_datasync(&store->directory, name, fd);
     ds__os_close(fd);

@@ -23,18 +23,8 @@ enum {
     POPULATE_AHEAD = 256 * 1024, /* bytes of page faults taken at once */
     CROWDED = 48 * 1024 * 1024,  /* a larger frame moves its values from here on into blobs: */
     CROWDED_BLOB_FROM = 64 * 1024,
-};
-
-/* What step 1 finds out about a change. */
-struct plan {
-    uint64_t hash;
-    uint64_t previous; /* offset of the record the index names, 0: none */
-    uint64_t slot;
-    uint64_t replaced_bytes; /* live bytes that die with this commit */
-    uint64_t length;         /* of the record to be */
-    bool write;
-    bool blob;
-    struct ds_blob_reference reference;
+    QUICK_SEGMENT = 1024 * 1024,
+    QUICK_NS = 100 * 1000 * 1000,
 };
 
 /* ---- the lock -------------------------------------------------------------------------------------------------- */
@@ -45,6 +35,7 @@ ds_status ds__writer_enter(ds_store *store) {
         ds__lock_take(&store->control->lock, store->options.lock_timeout_ms, store->directory.path, &died);
     if (status != DS_OK)
         return status;
+    ds__enter(store);
     /* Not only when the last owner died: its heir may have died in the repair, or failed and given up. */
     if (atomic_load_explicit(&store->control->intent.end, memory_order_relaxed) != 0)
         status = ds__repair(store);
@@ -54,12 +45,13 @@ ds_status ds__writer_enter(ds_store *store) {
             ds__fail(DS_FENCED, 0, "%s: incarnation %llu was replaced by %llu and may not commit any more",
                      store->directory.path, (unsigned long long)store->options.incarnation, (unsigned long long)fence);
     if (status != DS_OK)
-        ds__lock_release(&store->control->lock);
+        ds__writer_leave(store);
     return status;
 }
 
 void ds__writer_leave(ds_store *store) {
     ds__lock_release(&store->control->lock);
+    ds__leave(store);
 }
 
 /* ---- before the lock ------------------------------------------------------------------------------------------- */
@@ -94,32 +86,33 @@ static uint64_t frame_bound(const ds_change *changes, size_t count, uint64_t blo
 }
 
 /* Large values go to files of their own now, so that nobody waits under the lock for a copy of gigabytes. */
-static ds_status write_blobs(ds_store *store, const ds_change *changes, struct plan *plans, size_t count,
+static ds_status write_blobs(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
                              uint64_t blob_from) {
     for (size_t i = 0; i < count; i++) {
         if (changes[i].kind != DS_PUT || changes[i].value_size <= blob_from)
             continue;
-        ds_status status = ds__blob_write(store, changes[i].value, changes[i].value_size, &plans[i].reference);
+        ds_status status = ds__blob_write(store, changes[i].value, changes[i].value_size, &plans[i].blob);
         if (status != DS_OK)
             return status;
-        plans[i].blob = true;
+        plans[i].op = DS_RECORD_BLOB;
     }
     return DS_OK;
 }
 
-static void remove_blobs(ds_store *store, const struct plan *plans, size_t count) {
+static void remove_blobs(ds_store *store, const struct ds_plan *plans, size_t count) {
     for (size_t i = 0; i < count; i++)
-        if (plans[i].blob)
-            ds__blob_remove(store, &plans[i].reference);
+        if (plans[i].op == DS_RECORD_BLOB)
+            ds__blob_remove(store, &plans[i].blob);
 }
 
 static bool same_key(const ds_change *a, const ds_change *b) {
-    return a->keyspace == b->keyspace && a->key_size == b->key_size && memcmp(a->key, b->key, a->key_size) == 0;
+    return a->keyspace == b->keyspace && a->key_size == b->key_size &&
+           (a->key_size == 0 || memcmp(a->key, b->key, a->key_size) == 0);
 }
 
 /* A key named twice takes its last change: marks those that are to be written. `seen` has room for a power of two of at
  * least twice as many entries, all UINT32_MAX. */
-static void keep_last(const ds_change *changes, struct plan *plans, size_t count, uint32_t *seen, size_t room) {
+static void keep_last(const ds_change *changes, struct ds_plan *plans, size_t count, uint32_t *seen, size_t room) {
     for (size_t i = count; i-- > 0;) {
         if (changes[i].kind == DS_EXPECT)
             continue;
@@ -132,9 +125,11 @@ static void keep_last(const ds_change *changes, struct plan *plans, size_t count
     }
 }
 
-static ds_status plan_changes(ds_store *store, const ds_change *changes, struct plan *plans, size_t count) {
-    for (size_t i = 0; i < count; i++)
+static ds_status plan_changes(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count) {
+    for (size_t i = 0; i < count; i++) {
         plans[i].hash = ds__hash(store->hash_seed, changes[i].keyspace, changes[i].key, changes[i].key_size);
+        plans[i].op = changes[i].kind == DS_DELETE ? DS_RECORD_TOMBSTONE : DS_RECORD_PUT;
+    }
     if (count == 1) {
         plans[0].write = changes[0].kind != DS_EXPECT;
         return DS_OK;
@@ -155,6 +150,16 @@ static ds_status plan_changes(ds_store *store, const ds_change *changes, struct 
     return DS_OK;
 }
 
+uint64_t ds__live_size(const struct ds_record *record) {
+    uint64_t size = ds__record_length(record->key_size, record->value_size);
+    struct ds_blob_reference blob;
+    if (record->op == DS_RECORD_BLOB) {
+        memcpy(&blob, ds__record_value(record, record->key_size), sizeof blob);
+        size += blob.size;
+    }
+    return size;
+}
+
 /* ---- 1: resolve ------------------------------------------------------------------------------------------------ */
 
 /* The sequence the key is at; 0 when it is missing or deleted. */
@@ -162,9 +167,24 @@ static uint64_t sequence_of(const struct ds_found *found, ds_status status) {
     return status == DS_OK && found->record->op != DS_RECORD_TOMBSTONE ? found->record->sequence : 0;
 }
 
-static ds_status resolve(ds_store *store, const struct ds_index *index, const ds_change *change, struct plan *plan) {
+/* What of the plan lies in the record's value. */
+static const void *logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size) {
+    if (plan->op == DS_RECORD_BLOB) {
+        *size = sizeof plan->blob;
+        return &plan->blob;
+    }
+    *size = plan->op == DS_RECORD_TOMBSTONE ? 0 : change->value_size;
+    return change->value;
+}
+
+static ds_status resolve(ds_store *store, const struct ds_index *index, const ds_change *change, struct ds_plan *plan) {
     struct ds_found found;
-    ds_status status = ds__find(store, index, plan->hash, change->keyspace, change->key, change->key_size, &found);
+    bool gone = false;
+    ds_status status =
+        ds__find(store, index, plan->hash, change->keyspace, change->key, change->key_size, &found, &gone);
+    if (gone)
+        return ds__fail(DS_CORRUPT, 0, "%s: the index names a segment that is not there; nothing was changed",
+                        store->directory.path);
     if (status != DS_OK && status != DS_MISSING)
         return status;
     uint64_t sequence = sequence_of(&found, status);
@@ -174,16 +194,17 @@ static ds_status resolve(ds_store *store, const struct ds_index *index, const ds
                                  (unsigned long long)change->expected);
     plan->slot = found.slot;
     plan->previous = status == DS_OK ? found.offset : 0;
-    plan->replaced_bytes = sequence != 0 ? ds__record_length(found.record->key_size, found.record->value_size) : 0;
+    plan->replaced_bytes = sequence != 0 ? ds__live_size(found.record) : 0;
     if (change->kind == DS_DELETE && sequence == 0)
         plan->write = false;
-    uint64_t value_size = plan->blob ? sizeof(struct ds_blob_reference) : logged_size(change, UINT64_MAX);
+    uint64_t value_size;
+    (void)logged_value(change, plan, &value_size);
     plan->length = ds__record_length(change->key_size, value_size);
     return DS_OK;
 }
 
 static ds_status resolve_all(ds_store *store, const struct ds_index *index, const ds_change *changes,
-                             struct plan *plans, size_t count, uint64_t *length) {
+                             struct ds_plan *plans, size_t count, uint64_t *length) {
     uint64_t sum = sizeof(struct ds_frame);
     for (size_t i = 0; i < count; i++) {
         ds_status status = resolve(store, index, &changes[i], &plans[i]);
@@ -211,7 +232,7 @@ static ds_status copy_slots(ds_store *store, const struct ds_index *from, struct
     uint64_t copied = 0;
     for (uint64_t at = 0; at <= from->mask; at++) {
         uint64_t slot = atomic_load_explicit(&from->slots[at], memory_order_relaxed);
-        if (slot == 0)
+        if (slot == 0 || slot == DS_SLOT_GONE)
             continue;
         struct ds_found found;
         ds_status status = ds__record_at(store, ds__slot_offset(slot), &found);
@@ -261,18 +282,28 @@ static ds_status grow_index(ds_store *store, struct ds_index *index, uint64_t co
     return DS_OK;
 }
 
-static uint64_t next_segment_size(const struct ds_tail *tail, uint64_t length) {
+/* About an eighth of the live data, so that compaction moves it in small steps; room for a few of the largest frames; and
+ * twice the last one, up to QUICK_SEGMENT, where that one was full in no time, because a new file costs as much as
+ * hundreds of puts. */
+static uint64_t next_segment_size(const struct ds_tail *tail, uint64_t length, uint64_t now) {
     uint64_t want = tail->live_bytes / 8;
     if (want < 4 * tail->largest_frame)
         want = 4 * tail->largest_frame;
     if (want < 4 * length)
         want = 4 * length;
+    if (now - tail->opened_ns < QUICK_NS && tail->segment_size < QUICK_SEGMENT && want < 2 * tail->segment_size)
+        want = 2 * tail->segment_size;
     if (want > DS_SEGMENT_MAX)
         want = DS_SEGMENT_MAX;
     uint64_t size = DS_SEGMENT_MIN;
     while (size < want)
         size *= 2;
     return size;
+}
+
+/* A segment that names many bytes of blobs ends early, because they go only when it goes. */
+static uint64_t blob_limit(const struct ds_tail *tail) {
+    return tail->live_bytes / 8 > DS_SEGMENT_MAX ? tail->live_bytes / 8 : DS_SEGMENT_MAX;
 }
 
 /* The segment that takes the next frame, and in `after` what the tail will say about it. */
@@ -282,13 +313,14 @@ static ds_status place_frame(ds_store *store, uint64_t length, struct ds_tail *a
     ds_status status = ds__segments_get(&store->segments, tail->segment_base, &segment);
     if (status != DS_OK)
         return status;
-    if (!tail->sealed && length <= segment->end - tail->offset) {
+    if (!tail->sealed && length <= segment->end - tail->offset && tail->segment_blobs <= blob_limit(tail)) {
         *out = segment;
         return DS_OK;
     }
+    uint64_t now = ds__os_now_ns();
     struct ds_segment_header header = {
         .base = segment->end,
-        .size = next_segment_size(tail, length),
+        .size = next_segment_size(tail, length, now),
         .hash_seed = store->hash_seed,
         .first_sequence = tail->sequence + 1,
         .before_base = tail->segment_base,
@@ -306,8 +338,10 @@ static ds_status place_frame(ds_store *store, uint64_t length, struct ds_tail *a
     after->offset = next->base + DS_SEGMENT_HEADER;
     after->segment_base = next->base;
     after->segment_size = header.size;
+    after->opened_ns = now;
     after->crc = next->header_crc;
     after->sealed = 0;
+    after->segment_blobs = 0;
     after->largest_frame = tail->largest_frame / 2; /* it is forgotten by and by */
     *out = next;
     return DS_OK;
@@ -327,38 +361,43 @@ static void populate_ahead(struct ds_segment *segment, uint64_t begin, uint64_t 
 
 /* ---- 3 to 8 ---------------------------------------------------------------------------------------------------- */
 
-static void account(struct ds_tail *after, const ds_change *change, const struct plan *plan) {
+static void account(struct ds_tail *after, const ds_change *change, const struct ds_plan *plan) {
     if (plan->previous == 0)
         after->slots_used++;
     if (plan->replaced_bytes != 0) {
         after->live_bytes -= plan->replaced_bytes;
         after->keys[change->keyspace]--;
     }
-    if (change->kind == DS_PUT) {
+    if (plan->op != DS_RECORD_TOMBSTONE) {
         after->live_bytes += plan->length;
         after->keys[change->keyspace]++;
+    }
+    if (plan->op == DS_RECORD_BLOB) {
+        after->live_bytes += plan->blob.size;
+        after->blob_bytes += plan->blob.size;
     }
 }
 
 static void write_record(unsigned char *at, uint64_t offset, uint32_t seed, uint64_t sequence, const ds_change *change,
-                         const struct plan *plan) {
+                         const struct ds_plan *plan) {
     struct ds_record *record = (struct ds_record *)(void *)at;
-    const void *value = plan->blob ? (const void *)&plan->reference : change->value;
-    uint64_t value_size = plan->blob ? sizeof plan->reference : logged_size(change, UINT64_MAX);
-    record->sequence = sequence;
+    uint64_t value_size;
+    const void *value = logged_value(change, plan, &value_size);
+    record->sequence = plan->sequence != 0 ? plan->sequence : sequence;
     record->previous = plan->previous;
     record->value_size = value_size;
     record->key_size = (uint32_t)change->key_size;
-    record->op = change->kind == DS_DELETE ? DS_RECORD_TOMBSTONE : plan->blob ? DS_RECORD_BLOB : DS_RECORD_PUT;
+    record->op = plan->op;
     record->keyspace = change->keyspace;
-    record->reserved = 0;
+    uint32_t record_seed = ds__record_seed(seed, offset, record);
+    record->check = (uint16_t)record_seed;
     /* The padding is zero already: a segment is zero beyond its tail. */
     if (change->key_size > 0)
         memcpy(at + sizeof *record, change->key, change->key_size);
     if (value_size > 0)
         memcpy(at + sizeof *record + DS_ALIGN(change->key_size), value, value_size);
     /* Of the log's bytes, not of the caller's buffer, which the caller may be changing. */
-    record->hash = ds__record_hash(seed, offset, record, plan->length);
+    record->hash = ds__record_hash(record_seed, record, plan->length);
 }
 
 /* Points the key's slot at `offset`; it holds `previous` now, or is to be the first empty one. */
@@ -374,13 +413,14 @@ static void apply(struct ds_index *index, uint64_t hash, uint64_t offset, uint64
     }
 }
 
-static void write_frame(ds_store *store, struct ds_index *index, struct ds_segment *segment, const ds_change *changes,
-                        const struct plan *plans, size_t count, uint64_t length, struct ds_tail *after) {
+static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, struct ds_segment *segment,
+                        const ds_change *changes, const struct ds_plan *plans, size_t count, uint64_t length,
+                        struct ds_tail *after) {
     struct ds_control *control = store->control;
     uint64_t begin = after->offset, end = begin + length;
     uint32_t before = after->crc;
     after->offset = end;
-    after->sequence = control->tail.sequence + 1;
+    after->sequence = control->tail.sequence + (type == DS_FRAME_COMMIT);
     if (after->largest_frame < length)
         after->largest_frame = length;
     uint32_t records = 0;
@@ -388,9 +428,12 @@ static void write_frame(ds_store *store, struct ds_index *index, struct ds_segme
         if (!plans[i].write)
             continue;
         records++;
-        account(after, &changes[i], &plans[i]);
-        if (plans[i].blob)
+        if (type == DS_FRAME_COMMIT) /* the other types change nothing that counts */
+            account(after, &changes[i], &plans[i]);
+        if (plans[i].op == DS_RECORD_BLOB) {
             after->last_blob = begin;
+            after->segment_blobs += plans[i].blob.size;
+        }
     }
     populate_ahead(segment, begin, end);
 
@@ -408,7 +451,7 @@ static void write_frame(ds_store *store, struct ds_index *index, struct ds_segme
         write_record(ds__segment_at(segment, at), at, segment->seed, after->sequence, &changes[i], &plans[i]);
         at += plans[i].length;
     }
-    uint64_t word0 = ds__word0(length, DS_FRAME_COMMIT);
+    uint64_t word0 = ds__word0(length, type);
     frame->sequence = after->sequence;
     frame->count = records;
     frame->crc = ds__frame_crc(segment->seed, begin, before, word0, frame);
@@ -417,7 +460,7 @@ static void write_frame(ds_store *store, struct ds_index *index, struct ds_segme
 
     at = begin + sizeof *frame;
     for (size_t i = 0; i < count; i++) {
-        if (!plans[i].write)
+        if (!plans[i].write || plans[i].op == DS_RECORD_START)
             continue;
         if (records == 1)
             ds__index_set(index, plans[i].slot, ds__slot(at, plans[i].hash));
@@ -431,7 +474,20 @@ static void write_frame(ds_store *store, struct ds_index *index, struct ds_segme
     atomic_store_explicit(&control->intent.end, 0, memory_order_release);
 }
 
-static ds_status commit_locked(ds_store *store, const ds_change *changes, struct plan *plans, size_t count,
+ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
+                     uint64_t length) {
+    struct ds_index *index;
+    struct ds_segment *segment;
+    struct ds_tail after = store->control->tail;
+    ds_status status = ds__index_now(store, &index);
+    if (status == DS_OK)
+        status = place_frame(store, length, &after, &segment);
+    if (status == DS_OK)
+        write_frame(store, type, index, segment, changes, plans, count, length, &after);
+    return status;
+}
+
+static ds_status commit_locked(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
                                bool *written, uint64_t *sequence) {
     struct ds_control *control = store->control;
     struct ds_index *index;
@@ -447,20 +503,17 @@ static ds_status commit_locked(ds_store *store, const ds_change *changes, struct
         *sequence = control->tail.sequence;
         return DS_OK;
     }
-    struct ds_segment *segment;
-    struct ds_tail after = control->tail;
-    status = place_frame(store, length, &after, &segment);
+    status = ds__append(store, DS_FRAME_COMMIT, changes, plans, count, length);
     if (status != DS_OK)
         return status;
-    write_frame(store, index, segment, changes, plans, count, length, &after);
     *written = true;
-    *sequence = after.sequence;
+    *sequence = control->tail.sequence;
     return DS_OK;
 }
 
 /* ---- the calls ------------------------------------------------------------------------------------------------- */
 
-static ds_status commit(ds_store *store, const ds_change *changes, struct plan *plans, size_t count, bool *written,
+static ds_status commit(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count, bool *written,
                         uint64_t *sequence) {
     uint64_t blob_from = frame_bound(changes, count, DS_BLOB_FROM) > CROWDED ? CROWDED_BLOB_FROM : DS_BLOB_FROM;
     uint64_t bound = frame_bound(changes, count, blob_from);
@@ -472,10 +525,14 @@ static ds_status commit(ds_store *store, const ds_change *changes, struct plan *
         status = write_blobs(store, changes, plans, count, blob_from);
     if (status == DS_OK)
         status = ds__writer_enter(store);
+    bool due = false;
     if (status == DS_OK) {
         status = commit_locked(store, changes, plans, count, written, sequence);
+        due = ds__compaction_due(store);
         ds__writer_leave(store);
     }
+    if (due)
+        ds__keeper_ask(store);
     if (status != DS_OK)
         remove_blobs(store, plans, count);
     return status;
@@ -496,7 +553,7 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         status = check_changes(store, changes, count);
     if (status != DS_OK)
         return status;
-    struct plan few[FEW], *plans = few;
+    struct ds_plan few[FEW], *plans = few;
     if (count > FEW) {
         plans = calloc(count, sizeof *plans);
         if (plans == NULL)
@@ -513,6 +570,10 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         free(plans);
     if (status == DS_OK && written && store->options.durability == DS_COMMIT)
         status = make_durable(store);
+    if (status == DS_OK && written && ds__compaction_overdue(store)) {
+        atomic_fetch_add_explicit(&store->control->waits, 1, memory_order_relaxed);
+        (void)ds__compact(store, true); /* the commit stands; what fails here is told by the next that needs room */
+    }
     return status;
 }
 
@@ -591,7 +652,8 @@ static ds_status finish(ds_store *store, struct ds_segment *segment, const struc
     for (uint32_t i = 0; i < frame->count; i++) {
         const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
         uint64_t hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
-        apply(index, hash, at, record->previous);
+        if (record->op != DS_RECORD_START)
+            apply(index, hash, at, record->previous);
         at += ds__record_length(record->key_size, record->value_size);
     }
     atomic_store_explicit(&control->committed, end, memory_order_release);
@@ -614,6 +676,7 @@ static void undo(ds_store *store, struct ds_segment *segment, uint64_t end) {
         tail->segment_size = segment->end - segment->base;
         tail->crc = segment->header_crc;
         tail->sealed = 0;
+        tail->segment_blobs = 0;
     }
     if (torn <= ZERO_AT_MOST)
         memset(ds__segment_at(segment, begin), 0, torn);

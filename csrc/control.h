@@ -9,15 +9,16 @@
  *   compiler must keep them in order, because death may come between any two.
  *   `tail` is read and written under the lock only.
  *   `generation` names the index file in force; it is stored (release) after that file is complete.
+ *   `start` is stored (release) under `compact_lock`, before the segments below it are unlinked.
  *   `fence`, `synced`, `sync_error` are each one word with one meaning. */
 #ifndef DS_CONTROL_H
 #define DS_CONTROL_H
 
 #include "dora_state.h"
+#include "lock.h"
 #include "os.h"
 
 #include <assert.h>
-#include <pthread.h>
 #include <stdatomic.h>
 
 #define DS_CONTROL_MAGIC UINT64_C(0x0a0d4c54435344d3)
@@ -44,10 +45,13 @@ struct ds_tail {
     uint64_t segment_size;
     uint64_t sequence;
     uint64_t keys[DS_KEYSPACES];
-    uint64_t live_bytes;
+    uint64_t live_bytes;    /* of the records that the index names, and of the blobs that they name */
+    uint64_t blob_bytes;    /* of all blobs that records of the log name, live or dead */
+    uint64_t segment_blobs; /* of those, named in the tail segment */
     uint64_t slots_used;    /* of the index, tombstones included */
     uint64_t largest_frame; /* of late: the size of the next segment follows it */
     uint64_t last_blob;     /* offset of the newest frame that names a blob */
+    uint64_t opened_ns;     /* when the tail segment was begun: a fast writer gets larger ones */
     uint32_t crc;           /* of the frame before `offset`, or of the segment's header */
     uint32_t sealed;        /* nonzero: dead bytes follow `offset`; the next frame opens a new segment */
 };
@@ -63,11 +67,12 @@ struct ds_control {
     uint64_t hash_seed;
     uint64_t dropped_bytes; /* by the recovery that made this page */
 
-    _Alignas(64) pthread_mutex_t lock; /* robust, shared between processes */
+    _Alignas(64) struct ds_lock lock; /* writers take turns */
 
     /* Readers' line. A busy writer dirties it once per commit. */
     _Alignas(64) _Atomic uint64_t committed;
     _Atomic uint64_t generation;
+    _Atomic uint64_t start; /* base of the log's first segment; moves after what replaces the dropped is on disk */
 
     _Alignas(64) struct ds_tail tail;
     _Alignas(64) struct ds_intent intent;
@@ -75,7 +80,12 @@ struct ds_control {
     _Alignas(64) _Atomic uint64_t fence;
     _Atomic uint64_t repairs;
 
-    _Alignas(64) pthread_mutex_t sync_lock;
+    _Alignas(64) struct ds_lock compact_lock; /* one process at a time moves the start of the log */
+    _Atomic uint64_t relocated_bytes;
+    _Atomic uint64_t dropped_segments;
+    _Atomic uint64_t waits; /* commits that had to compact before they returned */
+
+    _Alignas(64) struct ds_lock sync_lock;
     _Atomic uint64_t synced;      /* all below it is on disk */
     _Atomic uint64_t sync_intent; /* an fdatasync up to here has begun and not told its result; 0: none */
     _Atomic uint64_t floor_count;

@@ -28,11 +28,29 @@ uint32_t ds__frame_crc(uint32_t seed, uint64_t offset, uint32_t before, uint64_t
     return crc;
 }
 
-uint64_t ds__record_hash(uint32_t seed, uint64_t offset, const struct ds_record *record, uint64_t length) {
-    const unsigned char *bytes = (const unsigned char *)record + sizeof record->hash;
-    size_t size = (size_t)length - sizeof record->hash;
-    uint32_t start = ds__crc32c(seed, &offset, sizeof offset);
-    return length >= DS_WIDE_HASH_FROM ? ds__lane_hash(start, bytes, size) : ds__crc32c(start, bytes, size);
+uint32_t ds__record_seed(uint32_t seed, uint64_t offset, const struct ds_record *record) {
+    struct {
+        uint64_t offset;
+        struct ds_record header;
+    } head = {offset, *record};
+    head.header.hash = 0;
+    head.header.check = 0;
+    return ds__crc32c(seed, &head, sizeof head);
+}
+
+uint64_t ds__record_hash(uint32_t record_seed, const struct ds_record *record, uint64_t length) {
+    const unsigned char *bytes = (const unsigned char *)(record + 1);
+    size_t size = (size_t)length - sizeof *record;
+    return length >= DS_WIDE_HASH_FROM ? ds__lane_hash(record_seed, bytes, size) : ds__crc32c(record_seed, bytes, size);
+}
+
+bool ds__record_header_valid(uint32_t seed, uint64_t offset, const struct ds_record *record) {
+    return (uint16_t)ds__record_seed(seed, offset, record) == record->check;
+}
+
+bool ds__record_valid(uint32_t seed, uint64_t offset, const struct ds_record *record, uint64_t length) {
+    uint32_t record_seed = ds__record_seed(seed, offset, record);
+    return (uint16_t)record_seed == record->check && ds__record_hash(record_seed, record, length) == record->hash;
 }
 
 uint32_t ds__floor_crc(const uint8_t uuid[16], const struct ds_floor *floor) {
@@ -54,6 +72,8 @@ bool ds__frame_well_formed(const struct ds_frame *frame, uint64_t word0, uint64_
         return false;
     if (length < sizeof *frame || length % 8 != 0 || length > room)
         return false;
+    if (type == DS_FRAME_HEAD && frame->count != 1)
+        return false;
     uint64_t at = sizeof *frame;
     for (uint32_t i = 0; i < frame->count; i++) {
         if (length - at < sizeof(struct ds_record))
@@ -65,10 +85,13 @@ bool ds__frame_well_formed(const struct ds_frame *frame, uint64_t word0, uint64_
             return false;
         if (DS_ALIGN((uint64_t)record->key_size) + DS_ALIGN(record->value_size) > left)
             return false;
-        if (record->op < DS_RECORD_PUT || record->op > DS_RECORD_BLOB || record->keyspace >= DS_KEYSPACES)
+        if (record->op < DS_RECORD_PUT || record->op > DS_RECORD_START || record->keyspace >= DS_KEYSPACES)
             return false;
-        if (record->reserved != 0 || (record->op == DS_RECORD_TOMBSTONE && record->value_size != 0) ||
-            (record->op == DS_RECORD_BLOB && record->value_size != sizeof(struct ds_blob_reference)))
+        if ((record->op == DS_RECORD_START) != (type == DS_FRAME_HEAD))
+            return false;
+        if ((record->op == DS_RECORD_TOMBSTONE && record->value_size != 0) ||
+            (record->op == DS_RECORD_BLOB && record->value_size != sizeof(struct ds_blob_reference)) ||
+            (record->op == DS_RECORD_START && record->value_size != sizeof(uint64_t)))
             return false;
         const unsigned char *key = ds__record_key(record);
         const unsigned char *value = ds__record_value(record, record->key_size);
@@ -90,7 +113,7 @@ bool ds__frame_valid(const struct ds_frame *frame, uint64_t room, uint32_t seed,
     for (uint32_t i = 0; i < frame->count; i++) {
         const struct ds_record *record = (const struct ds_record *)(const void *)((const char *)frame + at);
         uint64_t length = ds__record_length(record->key_size, record->value_size);
-        if (ds__record_hash(seed, offset + at, record, length) != record->hash)
+        if (!ds__record_valid(seed, offset + at, record, length))
             return false;
         at += length;
     }

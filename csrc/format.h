@@ -50,7 +50,7 @@ struct ds_segment_header {
     uint64_t first_sequence;  /* no commit in here has a lower one */
     uint64_t before_base;     /* the segment before: its base,    */
     uint64_t before_end;      /* where its frames end,            */
-    uint64_t before_sequence; /* its last frame's sequence       */
+    uint64_t before_sequence; /* the highest given out by then, */
     uint32_t before_crc;      /* and that frame's crc             */
     uint32_t reserved;        /* zero */
     uint64_t reserved2;       /* zero */
@@ -89,7 +89,8 @@ static inline uint8_t ds__frame_type(uint64_t word0) {
 
 /* ---- record ---------------------------------------------------------------------------------------------------- */
 
-enum { DS_RECORD_PUT = 1, DS_RECORD_TOMBSTONE = 2, DS_RECORD_BLOB = 3 };
+/* START is not about a key: it stands alone in a HEAD frame, and its value is the base of the log's first segment. */
+enum { DS_RECORD_PUT = 1, DS_RECORD_TOMBSTONE = 2, DS_RECORD_BLOB = 3, DS_RECORD_START = 4 };
 
 struct ds_record {
     uint64_t hash;     /* see ds__record_hash() */
@@ -99,7 +100,7 @@ struct ds_record {
     uint32_t key_size;
     uint8_t op;
     uint8_t keyspace;
-    uint16_t reserved; /* zero */
+    uint16_t check; /* of this header alone, see ds__record_seed(): sizes can be trusted without hashing the value */
     /* key, zeros up to a multiple of 8, value, zeros up to a multiple of 8 */
 };
 static_assert(sizeof(struct ds_record) == 40, "record layout");
@@ -154,9 +155,15 @@ uint32_t ds__segment_seed(const struct ds_segment_header *header);
  * of the segment's header), word0, sequence, count and the hash of each record. A valid frame in the wrong place or
  * behind the wrong neighbour therefore fails. `frame->word0` is not read: it may not be stored yet. */
 uint32_t ds__frame_crc(uint32_t seed, uint64_t offset, uint32_t before, uint64_t word0, const struct ds_frame *frame);
-/* Over the record's bytes after the hash, `length` long with it, seeded by segment and offset: one record of a batch
- * can be checked alone. */
-uint64_t ds__record_hash(uint32_t seed, uint64_t offset, const struct ds_record *record, uint64_t length);
+/* The CRC of a record's header, hash and check left out, seeded by segment and offset. Its low half is `check`. */
+uint32_t ds__record_seed(uint32_t seed, uint64_t offset, const struct ds_record *record);
+/* Over key and value, continued from ds__record_seed(): one record of a batch can be checked alone. `length` is the whole
+ * record's. */
+uint64_t ds__record_hash(uint32_t record_seed, const struct ds_record *record, uint64_t length);
+/* Is the record's header what was written here? Its value may still not be. */
+bool ds__record_header_valid(uint32_t seed, uint64_t offset, const struct ds_record *record);
+/* Header, key and value. `length` as its sizes say, and within bounds. */
+bool ds__record_valid(uint32_t seed, uint64_t offset, const struct ds_record *record, uint64_t length);
 uint32_t ds__floor_crc(const uint8_t uuid[16], const struct ds_floor *floor);
 
 /* Does a frame that was cut to `room` bytes hold its `count` records exactly, and only defined values and zeros where

@@ -46,6 +46,9 @@ static inline uint64_t ds__slot_offset(uint64_t slot) {
     return (slot >> DS_INDEX_TAG_BITS) * 8;
 }
 
+/* In place of a tombstone whose record compaction has dropped: no key's, but not empty either. */
+#define DS_SLOT_GONE (UINT64_C(1) << DS_INDEX_TAG_BITS)
+
 /* More slots than this and it must grow: beyond 70 % probes get long, below 35 % memory is wasted. */
 static inline uint64_t ds__index_limit(uint64_t capacity) {
     return capacity / 10 * 7;
@@ -92,7 +95,7 @@ static inline uint64_t ds__probe_next(const struct ds_index *index, struct ds_pr
         uint64_t slot = atomic_load_explicit(&index->slots[probe->at], memory_order_acquire);
         if (slot == 0)
             return 0;
-        if ((slot & ((1u << DS_INDEX_TAG_BITS) - 1)) == probe->tag)
+        if ((slot & ((1u << DS_INDEX_TAG_BITS) - 1)) == probe->tag && slot != DS_SLOT_GONE)
             return ds__slot_offset(slot);
     }
     return 0;

@@ -1,6 +1,7 @@
 /* lock.c: taking and releasing the shared mutex. See lock.h. */
 #include "lock.h"
 
+#include "os.h"
 #include "status.h"
 
 #include <errno.h>
@@ -9,7 +10,7 @@
 
 /* Sleeping in the kernel costs 200 ns a put with two writers, spinning on trylock 59: a put holds the lock that briefly.
  * Spinning longer would only heat a core while the owner is descheduled. */
-enum { SPINS = 200 };
+enum { SPINS = 200, PATIENCE_MS = 1 };
 
 static void relax(void) {
 #if defined(__x86_64__)
@@ -19,7 +20,7 @@ static void relax(void) {
 #endif
 }
 
-ds_status ds__lock_init(pthread_mutex_t *lock) {
+ds_status ds__lock_init(struct ds_lock *lock) {
     pthread_mutexattr_t attributes;
     int error = pthread_mutexattr_init(&attributes);
     if (error == 0)
@@ -27,14 +28,14 @@ ds_status ds__lock_init(pthread_mutex_t *lock) {
     if (error == 0)
         error = pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);
     if (error == 0)
-        error = pthread_mutex_init(lock, &attributes);
+        error = pthread_mutex_init(&lock->mutex, &attributes);
     pthread_mutexattr_destroy(&attributes);
     return error == 0 ? DS_OK : ds__fail(DS_IO, error, "cannot make a robust mutex: %s", strerror(error));
 }
 
-static int wait_for(pthread_mutex_t *lock, int timeout_ms) {
+static int wait_for(pthread_mutex_t *mutex, int timeout_ms) {
     if (timeout_ms < 0)
-        return pthread_mutex_lock(lock);
+        return pthread_mutex_lock(mutex);
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += timeout_ms / 1000;
@@ -44,22 +45,25 @@ static int wait_for(pthread_mutex_t *lock, int timeout_ms) {
         until.tv_nsec -= 1000000000L;
     }
     /* The monotonic clock: a robot's wall clock jumps when it finds a time server. */
-    return pthread_mutex_clocklock(lock, CLOCK_MONOTONIC, &until);
+    return pthread_mutex_clocklock(mutex, CLOCK_MONOTONIC, &until);
 }
 
-ds_status ds__lock_take(pthread_mutex_t *lock, int timeout_ms, const char *path, bool *died) {
-    *died = false;
-    int error = pthread_mutex_trylock(lock);
-    for (int i = 0; error == EBUSY && i < SPINS; i++) {
-        relax();
-        error = pthread_mutex_trylock(lock);
-    }
-    if (error == EBUSY)
-        error = wait_for(lock, timeout_ms);
+static int wait_patiently(struct ds_lock *lock, int timeout_ms) {
+    int error = timeout_ms >= 0 && timeout_ms <= PATIENCE_MS ? ETIMEDOUT : wait_for(&lock->mutex, PATIENCE_MS);
+    if (error != ETIMEDOUT)
+        return error;
+    atomic_store_explicit(&lock->starving, 1, memory_order_relaxed);
+    error = wait_for(&lock->mutex, timeout_ms);
+    /* Also after a time-out: a waiter that went away must not slow the others down. */
+    atomic_store_explicit(&lock->starving, 0, memory_order_relaxed);
+    return error;
+}
+
+static ds_status judge(struct ds_lock *lock, int error, int timeout_ms, const char *path, bool *died) {
+    *died = error == EOWNERDEAD;
     if (error == EOWNERDEAD) {
         /* At once: a repair that fails must leave a lock that others can take, and try again. */
-        pthread_mutex_consistent(lock);
-        *died = true;
+        pthread_mutex_consistent(&lock->mutex);
         return DS_OK;
     }
     if (error == ETIMEDOUT)
@@ -72,6 +76,29 @@ ds_status ds__lock_take(pthread_mutex_t *lock, int timeout_ms, const char *path,
     return DS_OK;
 }
 
-void ds__lock_release(pthread_mutex_t *lock) {
-    pthread_mutex_unlock(lock);
+ds_status ds__lock_take(struct ds_lock *lock, int timeout_ms, const char *path, bool *died) {
+    if (atomic_load_explicit(&lock->starving, memory_order_relaxed) != 0) {
+        /* Once, and whoever set it may be dead: clear it, so that it costs at most this. */
+        ds__os_sleep_ms(1);
+        atomic_store_explicit(&lock->starving, 0, memory_order_relaxed);
+    }
+    int error = pthread_mutex_trylock(&lock->mutex);
+    for (int i = 0; error == EBUSY && i < SPINS; i++) {
+        relax();
+        error = pthread_mutex_trylock(&lock->mutex);
+    }
+    if (error == EBUSY)
+        error = wait_patiently(lock, timeout_ms);
+    return judge(lock, error, timeout_ms, path, died);
+}
+
+ds_status ds__lock_try(struct ds_lock *lock, const char *path, bool *taken, bool *died) {
+    int error = pthread_mutex_trylock(&lock->mutex);
+    *taken = error != EBUSY;
+    *died = false;
+    return *taken ? judge(lock, error, 0, path, died) : DS_OK;
+}
+
+void ds__lock_release(struct ds_lock *lock) {
+    pthread_mutex_unlock(&lock->mutex);
 }

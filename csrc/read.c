@@ -12,7 +12,10 @@
 
 #include <stdlib.h>
 
-enum { TRIES = 8 };
+enum {
+    TRIES = 8,
+    REST_MS = 1,
+};
 
 /* ---- the index in force ---------------------------------------------------------------------------------------- */
 
@@ -86,29 +89,35 @@ ds_status ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out) 
 
 bool ds__record_is(const struct ds_record *record, uint8_t keyspace, const void *key, size_t key_size) {
     return record->key_size == key_size && record->keyspace == keyspace &&
-           memcmp(ds__record_key(record), key, key_size) == 0;
+           (key_size == 0 || memcmp(ds__record_key(record), key, key_size) == 0);
 }
 
 ds_status ds__record_verify(const ds_store *store, const struct ds_found *found) {
     uint64_t length = ds__record_length(found->record->key_size, found->record->value_size);
     if (length > found->segment->end - found->offset ||
-        ds__record_hash(found->segment->seed, found->offset, found->record, length) != found->record->hash)
+        !ds__record_valid(found->segment->seed, found->offset, found->record, length))
         return bad_record(store, found->offset, "fails its checksum");
     return DS_OK;
 }
 
 ds_status ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace, const void *key,
-                   size_t key_size, struct ds_found *out) {
+                   size_t key_size, struct ds_found *out, bool *gone) {
     struct ds_probe probe = ds__probe(index, hash);
     uint64_t offset;
     while ((offset = ds__probe_next(index, &probe)) != 0) {
         ds_status status = ds__record_at(store, offset, out);
+        if (status == DS_MISSING)
+            *gone = true;
         if (status != DS_OK)
             return status;
         if (ds__record_is(out->record, keyspace, key, key_size)) {
             out->slot = probe.at;
             return DS_OK;
         }
+        /* The tag is this key's, the record another's: once in 4,096 probes, or a damaged record. */
+        status = ds__record_verify(store, out);
+        if (status != DS_OK)
+            return status;
     }
     out->slot = probe.at;
     return DS_MISSING;
@@ -116,23 +125,35 @@ ds_status ds__find(ds_store *store, const struct ds_index *index, uint64_t hash,
 
 /* ---- what a reader may see ------------------------------------------------------------------------------------- */
 
-/* Steps back to the newest version below `limit`. DS_MISSING: there was none, or it was a tombstone. */
-static ds_status step_back(ds_store *store, uint64_t limit, struct ds_found *found) {
+/* Before a record's header is believed where its value is not looked at. */
+static ds_status check_header(const ds_store *store, const struct ds_found *found) {
+    return ds__record_header_valid(found->segment->seed, found->offset, found->record)
+               ? DS_OK
+               : bad_record(store, found->offset, "fails its header's checksum");
+}
+
+ds_status ds__step_back(ds_store *store, uint64_t limit, struct ds_found *found, bool *gone) {
+    ds_status status;
     while (found->offset >= limit) {
+        status = check_header(store, found);
+        if (status != DS_OK)
+            return status;
         uint64_t previous = found->record->previous;
         if (previous == 0)
             return DS_MISSING;
         if (previous >= found->offset)
             return bad_record(store, found->offset, "names a later one as its predecessor");
-        ds_status status = ds__record_at(store, previous, found);
+        status = ds__record_at(store, previous, found);
+        if (status == DS_MISSING)
+            *gone = true;
         if (status != DS_OK)
-            return status == DS_MISSING ? bad_record(store, previous, "is gone") : status;
+            return status;
     }
-    return found->record->op == DS_RECORD_TOMBSTONE ? DS_MISSING : DS_OK;
+    status = check_header(store, found);
+    return status == DS_OK && found->record->op == DS_RECORD_TOMBSTONE ? DS_MISSING : status;
 }
 
-/* Hands a record's value out, pinned. */
-static ds_status give(ds_store *store, const struct ds_found *found, ds_value *out) {
+ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out) {
     const struct ds_record *record = found->record;
     uint64_t key_size = record->key_size, value_size = record->value_size;
     if (ds__record_length(key_size, value_size) < DS_WIDE_HASH_FROM || record->op == DS_RECORD_BLOB) {
@@ -164,32 +185,57 @@ static ds_status missing(const ds_store *store) {
     return ds__fail(DS_MISSING, 0, "%s: the key is not in the store", store->directory.path);
 }
 
+/* One try. DS_MISSING: the key is missing. *gone: compaction took a record away before it was looked at. */
+static ds_status try_get(ds_store *store, uint64_t hash, uint8_t keyspace, const void *key, size_t key_size,
+                         ds_value *out, bool *gone) {
+    struct ds_index *index;
+    struct ds_found found;
+    *gone = false;
+    ds_status status = ds__index_now(store, &index);
+    if (status != DS_OK)
+        return status;
+    status = ds__find(store, index, hash, keyspace, key, key_size, &found, gone);
+    if (status == DS_OK) {
+        /* Acquire, after the slot: see the head of this file. */
+        uint64_t limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
+        status = ds__step_back(store, limit, &found, gone);
+    }
+    /* An index that was replaced meanwhile may have missed what came after. */
+    if (atomic_load_explicit(&store->control->generation, memory_order_acquire) != index->generation)
+        *gone = true;
+    if (*gone || status != DS_OK)
+        return status;
+    return ds__give(store, &found, out);
+}
+
+ds_status ds__get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out) {
+    uint64_t hash = ds__hash(store->hash_seed, keyspace, key, key_size);
+    ds_status status;
+    bool gone;
+    /* Each further try means that somebody else made progress: the index grew, or a whole compaction passed between two
+     * loads. It takes a starved process to see two. */
+    for (int i = 0;; i++) {
+        status = try_get(store, hash, keyspace, key, key_size, out, &gone);
+        if (!gone)
+            break;
+        if (i > 1000 * TRIES)
+            return ds__fail(DS_TIMEOUT, 0, "%s: the log moved on during each of %d reads", store->directory.path, i);
+        if (i > TRIES)
+            ds__os_sleep_ms(REST_MS);
+    }
+    return status == DS_MISSING ? missing(store) : status;
+}
+
 ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out) {
     ds_status status = ds__check(store);
     if (status != DS_OK)
         return status;
     if (keyspace >= DS_KEYSPACES || key_size > DS_KEY_LIMIT)
         return missing(store); /* it cannot have been put */
-    uint64_t hash = ds__hash(store->hash_seed, keyspace, key, key_size);
-    for (;;) {
-        struct ds_index *index;
-        status = ds__index_now(store, &index);
-        if (status != DS_OK)
-            return status;
-        struct ds_found found;
-        status = ds__find(store, index, hash, keyspace, key, key_size, &found);
-        if (status == DS_OK) {
-            /* Acquire, after the slot: see the head of this file. */
-            uint64_t limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
-            status = step_back(store, limit, &found);
-        }
-        /* An index that was replaced meanwhile may have missed what came after; growing doubles it, so this ends. */
-        if (atomic_load_explicit(&store->control->generation, memory_order_acquire) != index->generation)
-            continue;
-        if (status == DS_MISSING)
-            return missing(store);
-        return status == DS_OK ? give(store, &found, out) : status;
-    }
+    ds__enter(store);
+    status = ds__get(store, keyspace, key, key_size, out);
+    ds__leave(store);
+    return status;
 }
 
 void ds_pin(const ds_value *value) {
@@ -200,70 +246,13 @@ void ds_unpin(const ds_value *value) {
     ds__mapping_unpin(value->owner);
 }
 
-/* ---- all keys, at one point ------------------------------------------------------------------------------------ */
-
-struct ds_cursor {
-    ds_store *store;
-    struct ds_index *index; /* stays as it was at the start: versions beyond `limit` are stepped back over */
-    uint64_t limit;
-    uint64_t next;
-    uint8_t keyspace;
-};
-
-ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out) {
-    ds_status status = ds__check(store);
-    if (status != DS_OK)
-        return status;
-    if (keyspace >= DS_KEYSPACES)
-        return ds__fail(DS_INVALID, 0, "keyspace %u: there are %d", keyspace, DS_KEYSPACES);
-    ds_cursor *cursor = calloc(1, sizeof *cursor);
-    if (cursor == NULL)
-        return ds__fail(DS_NO_MEMORY, 0, "out of memory");
-    /* The point is a moment at which this generation was in force: a later one may have shed the tombstone, and with it
-     * the earlier versions, of a key that was deleted since. */
-    do {
-        status = ds__index_now(store, &cursor->index);
-        cursor->limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
-    } while (status == DS_OK &&
-             atomic_load_explicit(&store->control->generation, memory_order_acquire) != cursor->index->generation);
-    if (status != DS_OK) {
-        free(cursor);
-        return status;
-    }
-    cursor->store = store;
-    cursor->keyspace = keyspace;
-    *out = cursor;
-    return DS_OK;
+void ds__enter(ds_store *store) {
+    uint64_t start = atomic_load_explicit(&store->control->start, memory_order_acquire);
+    if (start != atomic_load_explicit(&store->segments.start, memory_order_relaxed) || store->segments.limbo != NULL)
+        ds__segments_reclaim(&store->segments, start);
+    ds__segments_enter(&store->segments);
 }
 
-ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value) {
-    ds_status status = ds__check(cursor->store);
-    while (status == DS_OK && cursor->next <= cursor->index->mask) {
-        uint64_t slot = atomic_load_explicit(&cursor->index->slots[cursor->next++], memory_order_acquire);
-        if (slot == 0)
-            continue;
-        struct ds_found found;
-        status = ds__record_at(cursor->store, ds__slot_offset(slot), &found);
-        if (status != DS_OK)
-            break;
-        if (found.record->keyspace != cursor->keyspace)
-            continue;
-        status = step_back(cursor->store, cursor->limit, &found);
-        if (status == DS_MISSING) {
-            status = DS_OK;
-            continue;
-        }
-        if (status == DS_OK)
-            status = give(cursor->store, &found, value);
-        if (status == DS_OK) {
-            *key = ds__record_key(found.record);
-            *key_size = found.record->key_size;
-        }
-        return status;
-    }
-    return status == DS_OK ? DS_MISSING : status;
-}
-
-void ds_cursor_close(ds_cursor *cursor) {
-    free(cursor);
+void ds__leave(ds_store *store) {
+    ds__segments_leave(&store->segments);
 }

@@ -26,13 +26,16 @@ static const char SEGMENT_DRAFT[] = "segment.new";
  * the power went, and must not come back for other data. */
 #define SEQUENCE_GAP (UINT64_C(1) << 32)
 
+enum { LOOKS = 100 }; /* at a directory whose first segment goes each time: more than a scheduler can be blamed for */
+
 /* ---- what is in the directory ---------------------------------------------------------------------------------- */
 
 struct inventory {
     uint64_t *bases; /* of the segments, ascending */
     size_t count, room;
+    size_t first; /* where the log begins among them; those before are leftovers of compaction */
     uint64_t newest_generation;
-    bool control, floor, foreign;
+    bool control, floor, foreign, blobs;
     char foreign_name[64];
 };
 
@@ -60,7 +63,9 @@ static ds_status take_stock(void *context, const char *name) {
         found->control = true;
     } else if (strcmp(name, "floor") == 0) {
         found->floor = true;
-    } else if (strcmp(name, SEGMENT_DRAFT) != 0 && strcmp(name, CONTROL_DRAFT) != 0 && !is_blob(name)) {
+    } else if (is_blob(name)) {
+        found->blobs = true;
+    } else if (strcmp(name, SEGMENT_DRAFT) != 0 && strcmp(name, CONTROL_DRAFT) != 0) {
         found->foreign = true;
         snprintf(found->foreign_name, sizeof found->foreign_name, "%s", name);
     }
@@ -95,7 +100,8 @@ struct log_end {
     uint32_t crc;
     bool torn;        /* bytes that make no sense follow */
     uint64_t dropped; /* how many, zeros at the end not counted */
-    size_t segments;  /* of the inventory that belong to the log */
+    uint64_t head;    /* the highest start of the log that a HEAD frame names */
+    size_t segments;  /* of the inventory up to here */
 };
 
 struct walk {
@@ -113,6 +119,16 @@ static uint64_t count_dead(const struct ds_segment *segment, uint64_t from) {
     return last - (from - segment->base);
 }
 
+static void note_head(const struct ds_frame *frame, struct log_end *end) {
+    if (ds__frame_type(frame->word0) != DS_FRAME_HEAD)
+        return;
+    const struct ds_record *record = (const struct ds_record *)(const void *)(frame + 1);
+    uint64_t start;
+    memcpy(&start, ds__record_value(record, record->key_size), sizeof start);
+    if (start > end->head)
+        end->head = start;
+}
+
 /* The frames of one segment, from end->offset. Stops at the first word0 of zero, and at a bad frame with end->torn. */
 static ds_status walk_segment(const struct walk *walk, struct ds_segment *segment, struct log_end *end) {
     while (end->offset < walk->end && segment->end - end->offset >= sizeof(struct ds_frame)) {
@@ -120,13 +136,15 @@ static ds_status walk_segment(const struct walk *walk, struct ds_segment *segmen
         if (frame->word0 == 0)
             break;
         if (!ds__frame_valid(frame, segment->end - end->offset, segment->seed, end->offset, end->crc) ||
-            frame->sequence <= end->sequence) {
+            frame->sequence < end->sequence ||
+            (frame->sequence == end->sequence && ds__frame_type(frame->word0) == DS_FRAME_COMMIT)) {
             end->torn = true;
             break;
         }
         ds_status status = walk->visit(walk->context, segment, end->offset, frame);
         if (status != DS_OK)
             return status;
+        note_head(frame, end);
         end->sequence = frame->sequence;
         end->crc = frame->crc;
         end->offset += ds__frame_length(frame->word0);
@@ -138,7 +156,7 @@ static ds_status walk_segment(const struct walk *walk, struct ds_segment *segmen
 static bool linked(const struct ds_segment *segment, const struct log_end *end) {
     const struct ds_segment_header *header = ds__segment_header(segment);
     if (end->segment == NULL)
-        return header->base == 0 && header->before_base == 0 && header->before_end == 0;
+        return true; /* whether the log may begin here is for pick_start() to say */
     return header->base == end->segment->end && header->before_base == end->segment->base &&
            header->before_end == end->offset && header->before_crc == end->crc &&
            header->before_sequence >= end->sequence; /* higher after a recovery that left the gap */
@@ -148,7 +166,7 @@ static bool linked(const struct ds_segment *segment, const struct log_end *end) 
  * ends: that is in `end`. */
 static ds_status walk_log(const struct walk *walk, const struct inventory *files, struct log_end *end) {
     memset(end, 0, sizeof *end);
-    for (size_t i = 0; i < files->count; i++) {
+    for (size_t i = files->first; i < files->count; i++) {
         struct ds_segment *segment;
         if (end->segment != NULL && end->offset >= walk->end)
             break;
@@ -180,6 +198,9 @@ ds_status ds__log_walk(ds_store *store, uint64_t limit, ds__frame_visitor *visit
     ds_status status = inventory(&store->directory, &files);
     if (status != DS_OK)
         return status;
+    uint64_t start = atomic_load_explicit(&store->control->start, memory_order_relaxed);
+    while (files.first < files.count && files.bases[files.first] < start)
+        files.first++;
     struct walk walk = {store, visit, context, limit};
     struct log_end end;
     status = walk_log(&walk, &files, &end);
@@ -234,10 +255,11 @@ static ds_status index_record(struct rebuild *rebuild, uint64_t offset, const st
     struct ds_tail *tail = &rebuild->tail;
     uint64_t hash = ds__hash(rebuild->store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
     struct ds_found found;
+    bool gone = false;
     ds_status status = ds__find(rebuild->store, rebuild->index, hash, record->keyspace, ds__record_key(record),
-                                record->key_size, &found);
+                                record->key_size, &found, &gone);
     if (status == DS_OK && found.record->op != DS_RECORD_TOMBSTONE) {
-        tail->live_bytes -= ds__record_length(found.record->key_size, found.record->value_size);
+        tail->live_bytes -= ds__live_size(found.record);
         tail->keys[record->keyspace]--;
     }
     if (status == DS_OK) {
@@ -249,7 +271,7 @@ static ds_status index_record(struct rebuild *rebuild, uint64_t offset, const st
         return status;
     }
     if (record->op != DS_RECORD_TOMBSTONE) {
-        tail->live_bytes += ds__record_length(record->key_size, record->value_size);
+        tail->live_bytes += ds__live_size(record);
         tail->keys[record->keyspace]++;
     }
     return DS_OK;
@@ -259,9 +281,8 @@ static ds_status index_frame(void *context, struct ds_segment *segment, uint64_t
     struct rebuild *rebuild = context;
     struct ds_tail *tail = &rebuild->tail;
     uint64_t length = ds__frame_length(frame->word0);
-    if (ds__frame_type(frame->word0) != DS_FRAME_COMMIT)
-        return ds__fail(DS_FORMAT, 0, "%s: the log holds a frame of type %u at offset %llu that this build cannot read",
-                        rebuild->store->directory.path, ds__frame_type(frame->word0), (unsigned long long)offset);
+    if (ds__frame_type(frame->word0) == DS_FRAME_HEAD)
+        return DS_OK;
     if (tail->largest_frame < length)
         tail->largest_frame = length;
     uint64_t at = offset + sizeof *frame;
@@ -298,21 +319,70 @@ static ds_status judge_end(ds_store *store, const struct inventory *files, const
     return DS_OK;
 }
 
-static ds_status rebuild_log(ds_store *store, const struct inventory *files, struct rebuild *rebuild,
-                             struct log_end *end, struct ds_floor *floor) {
+static ds_status read_run(ds_store *store, const struct inventory *files, struct rebuild *rebuild,
+                          struct log_end *end) {
     memset(rebuild, 0, sizeof *rebuild);
     rebuild->store = store;
-    ds_status status = ds__floor_read(&store->directory, store->uuid, floor);
-    if (status == DS_OK)
-        status = ds__index_private(0, DS_INDEX_MIN, &rebuild->index);
+    ds_status status = ds__index_private(0, DS_INDEX_MIN, &rebuild->index);
     if (status != DS_OK)
         return status;
     struct walk walk = {store, index_frame, rebuild, UINT64_MAX};
     status = walk_log(&walk, files, end);
+    if (status != DS_OK) {
+        ds__index_free(rebuild->index);
+        rebuild->index = NULL;
+    }
+    return status;
+}
+
+/* The segment that begins the unbroken run which ends with number `last`. */
+static size_t run_before(ds_store *store, const struct inventory *files, size_t last) {
+    size_t first = last;
+    while (first > 0) {
+        struct ds_segment *segment;
+        if (ds__segments_get(&store->segments, files->bases[first - 1], &segment) != DS_OK ||
+            segment->end != files->bases[first])
+            break;
+        first--;
+    }
+    return first;
+}
+
+/* Reads the log from its start: the first segment of the last unbroken run that may be one. A run may begin the log if it
+ * begins with the first segment ever, or if a HEAD in it says that everything below some offset in it was dropped. What
+ * lies before it are leftovers of that; what lies behind it is torn. */
+static ds_status pick_start(ds_store *store, struct inventory *files, struct rebuild *rebuild, struct log_end *end) {
+    size_t last = files->count - 1;
+    for (;;) {
+        files->first = run_before(store, files, last);
+        ds_status status = read_run(store, files, rebuild, end);
+        if (status != DS_OK)
+            return status;
+        uint64_t base = files->bases[files->first];
+        if (end->segment != NULL && (base == 0 || end->head >= base))
+            return DS_OK;
+        ds__index_free(rebuild->index);
+        rebuild->index = NULL;
+        if (files->first == 0)
+            return ds__fail(DS_CORRUPT, 0,
+                            "%s: the log's first segments are missing; nothing was changed. Restore the "
+                            "*.log files from a copy",
+                            store->directory.path);
+        last = files->first - 1;
+    }
+}
+
+static ds_status rebuild_log(ds_store *store, struct inventory *files, struct rebuild *rebuild, struct log_end *end,
+                             struct ds_floor *floor) {
+    memset(rebuild, 0, sizeof *rebuild);
+    ds_status status = ds__floor_read(&store->directory, store->uuid, floor);
+    if (status == DS_OK)
+        status = pick_start(store, files, rebuild, end);
     if (status == DS_OK)
         status = judge_end(store, files, floor, end);
     if (status != DS_OK) {
         ds__index_free(rebuild->index);
+        rebuild->index = NULL;
         return status;
     }
     ds__segments_drop(&store->segments, end->segment->end);
@@ -329,12 +399,72 @@ static ds_status rebuild_log(ds_store *store, const struct inventory *files, str
 }
 
 static void fill_control(struct ds_control *control, const ds_store *store, const struct rebuild *rebuild,
-                         const struct log_end *end, uint64_t generation) {
+                         const struct log_end *end, uint64_t start, uint64_t generation) {
     control->hash_seed = store->hash_seed;
     control->dropped_bytes = end->dropped;
     control->tail = rebuild->tail;
     atomic_init(&control->committed, rebuild->tail.offset);
     atomic_init(&control->generation, generation);
+    atomic_init(&control->start, start);
+}
+
+/* ---- blobs that nothing names ---------------------------------------------------------------------------------- */
+
+struct sweep {
+    ds_store *store;
+    uint64_t *live; /* ids, ascending */
+    size_t count, room;
+};
+
+static ds_status note_blobs(struct sweep *sweep, const struct ds_index *index, uint64_t *bytes) {
+    for (uint64_t at = 0; at <= index->mask; at++) {
+        uint64_t slot = index->slots[at];
+        struct ds_found found;
+        struct ds_blob_reference blob;
+        if (slot == 0)
+            continue;
+        ds_status status = ds__record_at(sweep->store, ds__slot_offset(slot), &found);
+        if (status != DS_OK)
+            return status;
+        if (found.record->op != DS_RECORD_BLOB)
+            continue;
+        memcpy(&blob, ds__record_value(found.record, found.record->key_size), sizeof blob);
+        if (sweep->count == sweep->room) {
+            size_t room = sweep->room ? 2 * sweep->room : 16;
+            uint64_t *live = realloc(sweep->live, room * sizeof *live);
+            if (live == NULL)
+                return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+            sweep->live = live;
+            sweep->room = room;
+        }
+        sweep->live[sweep->count++] = blob.id;
+        *bytes += blob.size;
+    }
+    if (sweep->count > 1)
+        qsort(sweep->live, sweep->count, sizeof *sweep->live, by_number);
+    return DS_OK;
+}
+
+static ds_status sweep_blob(void *context, const char *name) {
+    const struct sweep *sweep = context;
+    if (!is_blob(name))
+        return DS_OK;
+    struct ds_blob_reference blob = {.id = strtoull(name, NULL, 16)};
+    if (sweep->count == 0 || bsearch(&blob.id, sweep->live, sweep->count, sizeof blob.id, by_number) == NULL)
+        ds__blob_remove(sweep->store, &blob);
+    return DS_OK;
+}
+
+/* A process died between writing a blob and committing it, or the blob's last record is dead. Only here, where nobody
+ * else can be about to commit one. */
+static ds_status sweep_blobs(ds_store *store, struct rebuild *rebuild) {
+    struct sweep sweep = {.store = store};
+    rebuild->tail.blob_bytes = 0;
+    ds_status status = note_blobs(&sweep, rebuild->index, &rebuild->tail.blob_bytes);
+    if (status == DS_OK)
+        status = ds__os_directory_list(&store->directory, sweep_blob, &sweep);
+    free(sweep.live);
+    return status;
 }
 
 /* ---- the control page ------------------------------------------------------------------------------------------ */
@@ -355,6 +485,8 @@ static ds_status draft_control(ds_store *store, int *fd, struct ds_control **out
             status = ds__lock_init(&control->lock);
         if (status == DS_OK)
             status = ds__lock_init(&control->sync_lock);
+        if (status == DS_OK)
+            status = ds__lock_init(&control->compact_lock);
         if (status == DS_OK)
             status = ds__os_flock(&store->directory, CONTROL_DRAFT, *fd, DS_OS_SHARED, 0);
     }
@@ -396,7 +528,7 @@ static ds_status publish(ds_store *store, const struct inventory *files, struct 
         status = draft_control(store, &fd, &control);
     if (status != DS_OK)
         return status;
-    fill_control(control, store, rebuild, end, generation);
+    fill_control(control, store, rebuild, end, files->count > 0 ? files->bases[files->first] : 0, generation);
     /* After a reboot all that was read came from the disk. Otherwise it may only be in the page cache. */
     uint64_t synced = rebooted ? end->offset : floor->offset;
     struct ds_floor raised = {.offset = synced, .sequence = rebuild->tail.sequence, .count = floor->count + 1};
@@ -410,6 +542,11 @@ static ds_status publish(ds_store *store, const struct inventory *files, struct 
         char name[DS_NAME_SIZE];
         ds__segment_name(files->bases[i], name);
         status = ds__os_unlink(&store->directory, name);
+    }
+    for (size_t i = 0; status == DS_OK && i < files->first; i++) {
+        char name[DS_NAME_SIZE];
+        ds__segment_name(files->bases[i], name);
+        status = ds__os_unlink(&store->directory, name); /* oldest first: what stays is an end of the log */
     }
     if (status == DS_OK)
         status = ds__os_rename(&store->directory, CONTROL_DRAFT, CONTROL);
@@ -425,27 +562,33 @@ static ds_status publish(ds_store *store, const struct inventory *files, struct 
 }
 
 /* A read-only handle changes no byte: page and index live in this process's memory and show the log as it is now. */
-static ds_status keep_private(ds_store *store, struct rebuild *rebuild, const struct log_end *end) {
+static ds_status keep_private(ds_store *store, struct rebuild *rebuild, const struct log_end *end, uint64_t start) {
     store->control = aligned_alloc(64, DS_CONTROL_BYTES);
     if (store->control == NULL)
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     memset(store->control, 0, DS_CONTROL_BYTES);
     store->control_private = true;
-    fill_control(store->control, store, rebuild, end, 0);
+    fill_control(store->control, store, rebuild, end, start, 0);
     atomic_store_explicit(&store->index, rebuild->index, memory_order_release);
     rebuild->index = NULL;
     return DS_OK;
 }
 
-static ds_status rebuild_store(ds_store *store, const struct inventory *files, bool rebooted) {
+static ds_status rebuild_store(ds_store *store, struct inventory *files, bool rebooted) {
     struct rebuild rebuild;
     struct log_end end;
     struct ds_floor floor;
     ds_status status = rebuild_log(store, files, &rebuild, &end, &floor);
     if (status != DS_OK)
         return status;
+    if (!store->options.read_only && files->blobs)
+        status = sweep_blobs(store, &rebuild);
+    if (status != DS_OK) {
+        ds__index_free(rebuild.index);
+        return status;
+    }
     if (store->options.read_only)
-        status = keep_private(store, &rebuild, &end);
+        status = keep_private(store, &rebuild, &end, files->bases[files->first]);
     else
         status = publish(store, files, &rebuild, &end, &floor, rebooted);
     ds__index_free(rebuild.index);
@@ -588,7 +731,7 @@ static ds_status no_store(const ds_store *store, const struct inventory *files) 
 
 /* ---- the three ways -------------------------------------------------------------------------------------------- */
 
-static ds_status open_existing(ds_store *store, const struct inventory *files) {
+static ds_status open_existing(ds_store *store, struct inventory *files) {
     ds_status status = ds__segments_init(&store->segments, &store->directory, store->uuid, !store->options.read_only);
     enum verdict verdict = REBUILD;
     if (status == DS_OK && files->control)
@@ -600,28 +743,47 @@ static ds_status open_existing(ds_store *store, const struct inventory *files) {
     return status;
 }
 
-ds_status ds__recover(ds_store *store) {
+/* Lists the files and reads who the store is from the first segment. A process that has the store open may be
+ * compacting: then the first segment that was listed can be gone, and another is the first. */
+static ds_status look(ds_store *store, struct inventory *files, bool *unborn) {
+    for (int i = 0;; i++) {
+        ds_status status = inventory(&store->directory, files);
+        if (status != DS_OK || files->count == 0)
+            return status;
+        status = read_identity(store, files, unborn);
+        if (status == DS_OK)
+            return DS_OK;
+        free(files->bases);
+        files->bases = NULL;
+        if (status != DS_MISSING || i == LOOKS)
+            return status;
+    }
+}
+
+static ds_status open_or_create(ds_store *store) {
     struct inventory files;
+    bool unborn = false;
+    ds_status status = look(store, &files, &unborn);
+    if (status != DS_OK)
+        return status;
+    bool may_create = store->options.create && !store->options.read_only;
+    if (files.count > 0 && !unborn)
+        status = open_existing(store, &files);
+    else if (!may_create || files.foreign || (!unborn && (files.floor || files.control)))
+        status = no_store(store, &files);
+    else
+        status = create_store(store);
+    free(files.bases);
+    return status;
+}
+
+ds_status ds__recover(ds_store *store) {
     /* Whoever opens waits for whoever opens or rebuilds; it says nothing about writers. */
     ds_status status =
         ds__os_flock(&store->directory, "", store->directory.fd, DS_OS_EXCLUSIVE, store->options.lock_timeout_ms);
-    if (status == DS_OK)
-        status = inventory(&store->directory, &files);
     if (status != DS_OK)
         return status;
-    bool unborn = false;
-    bool may_create = store->options.create && !store->options.read_only;
-    if (files.count > 0)
-        status = read_identity(store, &files, &unborn);
-    if (status == DS_OK && (files.count == 0 || unborn)) {
-        if (!may_create || files.foreign || (!unborn && (files.floor || files.control)))
-            status = no_store(store, &files);
-        else
-            status = create_store(store);
-    } else if (status == DS_OK) {
-        status = open_existing(store, &files);
-    }
-    free(files.bases);
+    status = open_or_create(store);
     /* Closing would do; a descriptor inherited by a child would keep it. */
     ds__os_unlock(store->directory.fd);
     return status;

@@ -62,9 +62,24 @@ ds_status ds__segments_init(struct ds_segments *segments, const struct ds_direct
     segments->writable = writable;
     memcpy(segments->uuid, uuid, sizeof segments->uuid);
     atomic_init(&segments->table, empty);
-    atomic_init(&segments->recent, NULL);
     pthread_mutex_init(&segments->changing, NULL);
     return DS_OK;
+}
+
+static void free_tables(struct ds_segment_table *table) {
+    while (table != NULL) {
+        struct ds_segment_table *older = table->older;
+        free(table);
+        table = older;
+    }
+}
+
+static void empty_limbo(struct ds_segments *segments) {
+    while (segments->limbo != NULL) {
+        struct ds_segment *segment = segments->limbo;
+        segments->limbo = segment->next_limbo;
+        ds__mapping_unpin(&segment->mapping);
+    }
 }
 
 void ds__segments_free(struct ds_segments *segments) {
@@ -73,13 +88,45 @@ void ds__segments_free(struct ds_segments *segments) {
         return;
     for (uint32_t i = 0; i < table->count; i++)
         ds__mapping_unpin(&table->items[i]->mapping);
-    while (table != NULL) {
-        struct ds_segment_table *older = table->older;
-        free(table);
-        table = older;
-    }
+    empty_limbo(segments);
+    free_tables(table);
     segments->table = NULL;
     pthread_mutex_destroy(&segments->changing);
+}
+
+static void drop_below(struct ds_segments *segments, uint64_t start) {
+    struct ds_segment_table *old = segments->table;
+    uint32_t count = old->count, first = 0;
+    while (first < count && old->items[first]->end <= start)
+        first++;
+    struct ds_segment_table *new = make_table(2 * (count - first) + 16);
+    if (new == NULL)
+        return; /* the next call tries again */
+    memcpy(new->items, old->items + first, (count - first) * sizeof new->items[0]);
+    new->count = count - first;
+    new->older = old;
+    for (uint32_t i = 0; i < first; i++) {
+        old->items[i]->next_limbo = segments->limbo;
+        segments->limbo = old->items[i];
+    }
+    /* Sequentially consistent, as is the read of `active` after it: a call that is not counted there yet will load this
+     * table. */
+    atomic_store_explicit(&segments->table, new, memory_order_seq_cst);
+    atomic_store_explicit(&segments->start, start, memory_order_relaxed);
+}
+
+void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
+    if (pthread_mutex_trylock(&segments->changing) != 0)
+        return;
+    if (start > atomic_load_explicit(&segments->start, memory_order_relaxed))
+        drop_below(segments, start);
+    if (atomic_load_explicit(&segments->active, memory_order_seq_cst) == 0) {
+        empty_limbo(segments);
+        struct ds_segment_table *table = segments->table;
+        free_tables(table->older);
+        table->older = NULL;
+    }
+    pthread_mutex_unlock(&segments->changing);
 }
 
 static bool holds(const struct ds_segment *segment, uint64_t offset) {
@@ -87,12 +134,12 @@ static bool holds(const struct ds_segment *segment, uint64_t offset) {
 }
 
 struct ds_segment *ds__segments_find(struct ds_segments *segments, uint64_t offset) {
-    struct ds_segment *recent = atomic_load_explicit(&segments->recent, memory_order_acquire);
+    struct ds_segment_table *table = atomic_load_explicit(&segments->table, memory_order_seq_cst);
+    struct ds_segment *recent = atomic_load_explicit(&table->recent, memory_order_acquire);
     if (recent != NULL && holds(recent, offset))
         return recent;
-    const struct ds_segment_table *table = atomic_load_explicit(&segments->table, memory_order_acquire);
-    uint32_t low = 0, high = atomic_load_explicit(&table->count,
-                                                  memory_order_acquire); /* the last segment whose base is <= offset */
+    /* The last segment whose base is <= offset. */
+    uint32_t low = 0, high = atomic_load_explicit(&table->count, memory_order_acquire);
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
         if (table->items[middle]->base <= offset)
@@ -102,7 +149,7 @@ struct ds_segment *ds__segments_find(struct ds_segments *segments, uint64_t offs
     }
     if (low == 0 || !holds(table->items[low - 1], offset))
         return NULL;
-    atomic_store_explicit(&segments->recent, table->items[low - 1], memory_order_release);
+    atomic_store_explicit(&table->recent, table->items[low - 1], memory_order_release);
     return table->items[low - 1];
 }
 
@@ -143,7 +190,7 @@ void ds__segments_drop(struct ds_segments *segments, uint64_t base) {
     struct ds_segment_table *table = segments->table;
     while (table->count > 0 && table->items[table->count - 1]->base >= base)
         ds__mapping_unpin(&table->items[--table->count]->mapping);
-    segments->recent = NULL;
+    table->recent = NULL;
 }
 
 struct search {

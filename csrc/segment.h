@@ -2,7 +2,11 @@
  *
  * A segment is mapped once per handle and found by log offset. In the table of mapped segments nothing ever moves: a new
  * segment goes behind the last one, or into a new table. A thread that looks into an old table misses a new segment,
- * looks again under the lock, and finds it there. */
+ * looks again under the lock, and finds it there.
+ *
+ * Segments that compaction dropped leave with their table: it is replaced by one without them and, as soon as no call
+ * of this handle is under way (`active` is 0 after the new table was published, so every later call sees that one),
+ * the handle gives up its pins. Values that somebody pinned stay mapped. */
 #ifndef DS_SEGMENT_H
 #define DS_SEGMENT_H
 
@@ -28,12 +32,14 @@ struct ds_segment {
     uint64_t base;
     uint64_t end;       /* base + size */
     uint64_t populated; /* writers: page faults are taken up to this offset */
-    uint32_t seed;      /* ds__segment_seed() of its header */
+    struct ds_segment *next_limbo;
+    uint32_t seed; /* ds__segment_seed() of its header */
     uint32_t header_crc;
 };
 
 struct ds_segment_table {
-    struct ds_segment_table *older; /* replaced ones live as long as the handle: a reader may still look into them */
+    struct ds_segment_table *older;      /* a replaced one waits here until nobody can be looking into it */
+    _Atomic(struct ds_segment *) recent; /* a hint: where the last offset was found */
     uint32_t room;
     _Atomic uint32_t count;     /* stored (release) after the item it counts */
     struct ds_segment *items[]; /* by base */
@@ -44,8 +50,10 @@ struct ds_segments {
     bool writable;
     uint8_t uuid[16];
     _Atomic(struct ds_segment_table *) table;
-    _Atomic(struct ds_segment *) recent; /* a hint: where the last offset was found */
-    pthread_mutex_t changing;            /* one thread at a time replaces the table */
+    _Atomic uint64_t start;             /* segments below are not in the table any more */
+    atomic_uint active;                 /* calls under way that may look into tables */
+    _Atomic(struct ds_segment *) limbo; /* dropped, but a call may still look into them */
+    pthread_mutex_t changing;           /* one thread at a time replaces the table */
 };
 
 enum { DS_NAME_SIZE = 32 };
@@ -64,6 +72,18 @@ static inline const struct ds_segment_header *ds__segment_header(const struct ds
 static inline unsigned char *ds__segment_at(const struct ds_segment *segment, uint64_t offset) {
     return segment->mapping.bytes + (offset - segment->base);
 }
+
+/* Around every use of the functions below, and of what they return. */
+static inline void ds__segments_enter(struct ds_segments *segments) {
+    atomic_fetch_add_explicit(&segments->active, 1, memory_order_seq_cst);
+}
+
+static inline void ds__segments_leave(struct ds_segments *segments) {
+    atomic_fetch_sub_explicit(&segments->active, 1, memory_order_release);
+}
+
+/* Unmaps what lies below `start`, now or in a later call. Call it outside enter and leave. */
+void ds__segments_reclaim(struct ds_segments *segments, uint64_t start);
 
 /* The mapped segment that holds `offset`, NULL when none is mapped. Lock-free. */
 struct ds_segment *ds__segments_find(struct ds_segments *segments, uint64_t offset);

@@ -2,9 +2,7 @@
 #include "store.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <time.h>
 
 /* ---- may this handle be used? ---------------------------------------------------------------------------------- */
 
@@ -24,60 +22,6 @@ ds_status ds__check_writable(const ds_store *store) {
         status =
             ds__fail(DS_READ_ONLY, 0, "%s: opened read-only; open it for writing to change it", store->directory.path);
     return status;
-}
-
-/* ---- group durability ------------------------------------------------------------------------------------------ */
-
-/* Syncs every group_ms while there is something to sync. A failing sync is sticky in the control page, where the next
- * ds_sync() or ds_close() of anybody tells it. */
-static void *sync_by_and_by(void *argument) {
-    ds_store *store = argument;
-    pthread_mutex_lock(&store->group_mutex);
-    while (!store->group_stop) {
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        uint64_t next = (uint64_t)until.tv_nsec + (uint64_t)store->options.group_ms * 1000000u;
-        until.tv_sec += (time_t)(next / 1000000000u);
-        until.tv_nsec = (long)(next % 1000000000u);
-        int error = 0;
-        while (!store->group_stop && error == 0)
-            error = pthread_cond_timedwait(&store->group_wake, &store->group_mutex, &until);
-        pthread_mutex_unlock(&store->group_mutex);
-        (void)ds__sync(store, false);
-        pthread_mutex_lock(&store->group_mutex);
-    }
-    pthread_mutex_unlock(&store->group_mutex);
-    return NULL;
-}
-
-static ds_status start_group(ds_store *store) {
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&store->group_wake, &attributes);
-    pthread_condattr_destroy(&attributes);
-    pthread_mutex_init(&store->group_mutex, NULL);
-    /* The program's signals belong to its own threads. */
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&store->group_thread, NULL, sync_by_and_by, store);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error != 0)
-        return ds__fail(DS_NO_MEMORY, error, "%s: cannot start the syncing thread", store->directory.path);
-    store->group_running = true;
-    return DS_OK;
-}
-
-static void stop_group(ds_store *store) {
-    if (!store->group_running)
-        return;
-    pthread_mutex_lock(&store->group_mutex);
-    store->group_stop = true;
-    pthread_cond_signal(&store->group_wake);
-    pthread_mutex_unlock(&store->group_mutex);
-    pthread_join(store->group_thread, NULL);
-    store->group_running = false;
 }
 
 /* ---- open and close -------------------------------------------------------------------------------------------- */
@@ -110,6 +54,8 @@ static void free_handle(ds_store *store) {
     ds__index_free(store->index);
     ds__segments_free(&store->segments);
     pthread_mutex_destroy(&store->indexing);
+    pthread_mutex_destroy(&store->keeper_mutex);
+    pthread_cond_destroy(&store->keeper_wake);
     ds__os_directory_close(&store->directory);
     free(store);
 }
@@ -125,7 +71,7 @@ static ds_status open_handle(ds_store *store, const char *path) {
     if (status == DS_OK && store->options.durability != DS_PROCESS)
         status = ds__sync(store, false);
     if (status == DS_OK && store->options.durability == DS_GROUP)
-        status = start_group(store);
+        status = ds__keeper_start(store);
     return status;
 }
 
@@ -141,6 +87,7 @@ ds_status ds_open(const char *path, const ds_options *options, ds_store **out) {
     store->control_fd = -1;
     store->directory.fd = -1;
     pthread_mutex_init(&store->indexing, NULL);
+    ds__keeper_init(store);
     status = open_handle(store, path);
     if (status != DS_OK) {
         free_handle(store);
@@ -172,7 +119,7 @@ ds_status ds_close(ds_store *store) {
         return DS_OK;
     ds_status status = DS_OK;
     if (ds__check(store) == DS_OK) {
-        stop_group(store);
+        ds__keeper_stop(store);
         if (!store->options.read_only)
             status = close_cleanly(store);
     }
@@ -201,7 +148,11 @@ ds_status ds_stats_read(ds_store *store, ds_stats *out) {
     out->fence = atomic_load_explicit(&control->fence, memory_order_relaxed);
     out->repairs = atomic_load_explicit(&control->repairs, memory_order_relaxed);
     out->dropped_bytes = control->dropped_bytes;
-    out->log_bytes = tail->segment_base + tail->segment_size;
+    out->log_bytes = tail->segment_base + tail->segment_size + tail->blob_bytes -
+                     atomic_load_explicit(&control->start, memory_order_relaxed);
+    out->relocated_bytes = atomic_load_explicit(&control->relocated_bytes, memory_order_relaxed);
+    out->dropped_segments = atomic_load_explicit(&control->dropped_segments, memory_order_relaxed);
+    out->waits = atomic_load_explicit(&control->waits, memory_order_relaxed);
     out->index_slots = index->mask + 1;
     return DS_OK;
 }
@@ -229,6 +180,7 @@ static ds_status verify_frame(void *context, struct ds_segment *segment, uint64_
 /* Each slot names the newest record of its key; what a live one names is readable. */
 static ds_status verify_slot(ds_store *store, const struct ds_index *index, uint64_t slot) {
     struct ds_found found, same;
+    bool gone = false;
     ds_status status = ds__record_at(store, ds__slot_offset(slot), &found);
     if (status == DS_OK)
         status = ds__record_verify(store, &found);
@@ -236,7 +188,7 @@ static ds_status verify_slot(ds_store *store, const struct ds_index *index, uint
         return status;
     const struct ds_record *record = found.record;
     uint64_t hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
-    status = ds__find(store, index, hash, record->keyspace, ds__record_key(record), record->key_size, &same);
+    status = ds__find(store, index, hash, record->keyspace, ds__record_key(record), record->key_size, &same, &gone);
     if (status == DS_MISSING || (status == DS_OK && same.offset != found.offset))
         return ds__fail(DS_CORRUPT, 0,
                         "%s: the index does not find the record at log offset %llu; close the store in all "
@@ -262,6 +214,8 @@ static ds_status verify_index(ds_store *store) {
         if (slot == 0)
             continue;
         keys++;
+        if (slot == DS_SLOT_GONE)
+            continue;
         status = verify_slot(store, index, slot);
     }
     /* More may be counted than there are, when a writer died while it replaced the index (commit.c, grow_index). */
@@ -272,24 +226,39 @@ static ds_status verify_index(ds_store *store) {
     return status;
 }
 
+static ds_status verify_all(ds_store *store, uint64_t *frames) {
+    struct verification seen = {store, 0};
+    uint64_t end = atomic_load_explicit(&store->control->committed, memory_order_acquire);
+    ds_status status = ds__log_walk(store, end, verify_frame, &seen);
+    if (status == DS_OK)
+        status = verify_index(store);
+    if (status == DS_OK && frames != NULL)
+        *frames = seen.frames;
+    return status;
+}
+
 ds_status ds_verify(ds_store *store, uint64_t *frames) {
     ds_status status = ds__check(store);
     if (status != DS_OK)
         return status;
-    /* Writers wait meanwhile: the index and the log must be seen at one point. A read-only handle cannot make them. */
-    bool locked = !store->options.read_only;
-    if (locked)
-        status = ds__writer_enter(store);
+    /* Writers and compaction wait meanwhile: the index and the log must be seen at one point. A read-only handle cannot
+     * make them, and may find a log that moved on. */
+    if (store->options.read_only) {
+        ds__enter(store);
+        status = verify_all(store, frames);
+        ds__leave(store);
+        return status;
+    }
+    bool died;
+    struct ds_lock *compacting = &store->control->compact_lock;
+    status = ds__lock_take(compacting, store->options.lock_timeout_ms, store->directory.path, &died);
     if (status != DS_OK)
         return status;
-    struct verification seen = {store, 0};
-    uint64_t end = atomic_load_explicit(&store->control->committed, memory_order_acquire);
-    status = ds__log_walk(store, end, verify_frame, &seen);
-    if (status == DS_OK)
-        status = verify_index(store);
-    if (locked)
+    status = ds__writer_enter(store);
+    if (status == DS_OK) {
+        status = verify_all(store, frames);
         ds__writer_leave(store);
-    if (status == DS_OK && frames != NULL)
-        *frames = seen.frames;
+    }
+    ds__lock_release(compacting);
     return status;
 }

@@ -28,10 +28,12 @@ struct ds_store {
     _Atomic(struct ds_index *) index; /* the generation this handle last saw; older ones hang behind it */
     pthread_mutex_t indexing;         /* one thread at a time replaces it */
 
-    pthread_t group_thread; /* `group` durability: syncs every group_ms */
-    pthread_mutex_t group_mutex;
-    pthread_cond_t group_wake;
-    bool group_running, group_stop;
+    pthread_t keeper; /* keeper.c: syncs in `group` mode, compacts in all */
+    pthread_mutex_t keeper_mutex;
+    pthread_cond_t keeper_wake;
+    bool keeper_running, keeper_stop;
+    atomic_bool keeper_asked;
+    atomic_bool compacting_fails; /* the last pass of this handle: writers do not wait for the next */
 };
 
 /* store.c: is the handle usable here, and for writing? */
@@ -56,15 +58,54 @@ bool ds__record_is(const struct ds_record *record, uint8_t keyspace, const void 
 /* Its hash is right. */
 ds_status ds__record_verify(const ds_store *store, const struct ds_found *found);
 /* The record that the index names for the key, committed or not: newest first. DS_MISSING leaves in out->slot the empty
- * slot where the key would go. */
+ * slot where the key would go; or, with *gone, compaction has taken a record away that a slot named, and the caller
+ * must look again. */
 ds_status ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace, const void *key,
-                   size_t key_size, struct ds_found *out);
+                   size_t key_size, struct ds_found *out, bool *gone);
+/* Steps back to the newest version below `limit`. DS_MISSING: there was none, or it was a tombstone, or it is *gone. */
+ds_status ds__step_back(ds_store *store, uint64_t limit, struct ds_found *found, bool *gone);
+/* Hands a record's value out, pinned; checks its hash if it is small. */
+ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out);
+/* ds_get() inside ds__enter() and ds__leave(). */
+ds_status ds__get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out);
+/* Every call that looks into segments does so between these two. */
+void ds__enter(ds_store *store);
+void ds__leave(ds_store *store);
 
 /* commit.c ------------------------------------------------------------------------------------------------------- */
 
-/* Takes the writer lock, repairs what a dead writer left, checks the fence. */
+/* Takes the writer lock, repairs what a dead writer left, checks the fence. Includes ds__enter(). */
 ds_status ds__writer_enter(ds_store *store);
 void ds__writer_leave(ds_store *store);
+
+/* One record to be. */
+struct ds_plan {
+    uint64_t hash;
+    uint64_t previous; /* offset of the record the index names, 0: none */
+    uint64_t slot;
+    uint64_t replaced_bytes; /* live bytes that die with this commit */
+    uint64_t length;         /* of the record */
+    uint64_t sequence;       /* 0: the commit's own */
+    uint8_t op;
+    bool write;
+    struct ds_blob_reference blob; /* when op is DS_RECORD_BLOB */
+};
+
+/* Appends one frame of that type under the writer lock: the marked plans, `length` bytes with the header. */
+ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
+                     uint64_t length);
+/* What a live record counts for: its bytes, and its blob's. */
+uint64_t ds__live_size(const struct ds_record *record);
+
+/* compaction.c --------------------------------------------------------------------------------------------------- */
+
+/* Is there more than twice the live data, and something to be had? Reads the tail; exact under the writer lock. */
+bool ds__compaction_due(const ds_store *store);
+/* Is there so much that a writer should not go on before it was compacted? */
+bool ds__compaction_overdue(const ds_store *store);
+/* Moves the start of the log until it is not due any more. `wait`: for another process that is at it, else leave it
+ * to that one. */
+ds_status ds__compact(ds_store *store, bool wait);
 
 /* recovery.c ----------------------------------------------------------------------------------------------------- */
 
@@ -77,7 +118,8 @@ ds_status ds__repair(ds_store *store);
 /* Called with each frame of the log, in order; a status other than DS_OK ends the walk. */
 typedef ds_status ds__frame_visitor(void *context, struct ds_segment *segment, uint64_t offset,
                                     const struct ds_frame *frame);
-/* Checks and visits all frames below `end`, which must be the end of one. */
+/* Checks and visits all frames from the start of the log to `end`, which must be the end of one. The caller keeps
+ * compaction away. */
 ds_status ds__log_walk(ds_store *store, uint64_t end, ds__frame_visitor *visit, void *context);
 
 /* blob.c --------------------------------------------------------------------------------------------------------- */
@@ -87,6 +129,15 @@ ds_status ds__blob_write(ds_store *store, const void *value, uint64_t size, stru
 ds_status ds__blob_map(ds_store *store, const struct ds_blob_reference *reference, bool check, struct ds_mapping **out);
 ds_status ds__blob_sync(ds_store *store, const struct ds_blob_reference *reference);
 void ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference);
+
+/* keeper.c ------------------------------------------------------------------------------------------------------- */
+
+void ds__keeper_init(ds_store *store);
+/* Starts the thread unless it runs. */
+ds_status ds__keeper_start(ds_store *store);
+/* There is something to compact; cheap when it was told already. */
+void ds__keeper_ask(ds_store *store);
+void ds__keeper_stop(ds_store *store);
 
 /* sync.c --------------------------------------------------------------------------------------------------------- */
 

@@ -5,7 +5,7 @@
  *
  * A sync that failed is final for every process: after it the kernel may have dropped the dirty pages and call them
  * clean, so a later success would say nothing about them. That holds too for a sync whose caller died before it could
- * tell the result: `sync_intent` stands for it, and the range is checked and made dirty again before the next. */
+ * tell the result: `sync_intent` stands for it, and the range is made dirty again before the next. */
 #include "store.h"
 
 #include "crc32c.h"
@@ -131,18 +131,9 @@ static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
     return fresh ? ds__os_directory_sync(&store->directory) : DS_OK;
 }
 
-static ds_status ignore_frame(void *context, struct ds_segment *segment, uint64_t offset,
-                              const struct ds_frame *frame) {
-    (void)context;
-    (void)segment;
-    (void)offset;
-    (void)frame;
-    return DS_OK;
-}
-
 /* After the death of a syncing process: whatever its sync came to, the next one writes every page of the range again. */
 static ds_status redirty(ds_store *store, uint64_t from, uint64_t to) {
-    ds_status status = ds__log_walk(store, to, ignore_frame, NULL);
+    ds_status status = DS_OK;
     for (uint64_t at = from; status == DS_OK && at < to; at += 4096) {
         struct ds_segment *segment;
         status = ds__segments_get(&store->segments, at, &segment);
@@ -196,7 +187,9 @@ ds_status ds__sync(ds_store *store, bool clean) {
     if (status != DS_OK)
         return status;
     uint64_t before = atomic_load_explicit(&control->synced, memory_order_relaxed);
+    ds__enter(store);
     status = sync_locked(store, to);
+    ds__leave(store);
     /* On disk itself only when it says that the store ends here: one that is too low merely makes a damaged log look
      * torn. */
     if (status == DS_OK && (clean || before < to))

@@ -14,7 +14,8 @@
  *     beside it in the same commit. No key of one can collide with a key of the other.
  *  5. A handle may be used by several threads. After fork() the child's copy answers DS_FORKED to everything
  *     but ds_close(), which frees the child's memory and touches nothing else.
- *  6. The library prints nothing, never aborts on input, starts no thread on its own account in `process` mode.
+ *  6. The library prints nothing and never aborts on input. A writable handle has at most one thread of its own, which
+ *     syncs (`group`) and compacts; it takes no signals.
  */
 #ifndef DORA_STATE_H
 #define DORA_STATE_H
@@ -136,7 +137,8 @@ void ds_unpin(const ds_value *value);
 /* Walks the keys of one keyspace as they stood at one point. */
 typedef struct ds_cursor ds_cursor;
 ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out);
-/* DS_MISSING after the last one. The value comes pinned; the key stays readable until the store is closed. */
+/* DS_MISSING after the last one. The value comes pinned; the key stays readable until the cursor
+ * is closed. */
 ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value);
 void ds_cursor_close(ds_cursor *cursor);
 
@@ -150,7 +152,7 @@ ds_status ds_sync(ds_store *store);
 typedef struct ds_stats {
     uint64_t keys[DS_KEYSPACES];
     uint64_t live_bytes;    /* in records the index points at */
-    uint64_t log_bytes;     /* in the log's segments, allocated */
+    uint64_t log_bytes;     /* in the log's segments, allocated, and in blobs */
     uint64_t sequence;      /* of the last commit */
     uint64_t committed;     /* log offset of the end of the last commit */
     uint64_t synced;        /* log offset known to survive power loss */
@@ -158,6 +160,9 @@ typedef struct ds_stats {
     uint64_t dropped_bytes; /* torn tail dropped by the recovery that this boot's first open ran */
     uint64_t repairs;       /* commits of dead writers repaired since the boot */
     uint64_t index_slots;
+    uint64_t relocated_bytes;  /* by compaction, since the boot */
+    uint64_t dropped_segments; /* by compaction, since the boot */
+    uint64_t waits;            /* commits that had to compact before they returned, since the boot */
 } ds_stats;
 
 ds_status ds_stats_read(ds_store *store, ds_stats *out);

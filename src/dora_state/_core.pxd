@@ -108,6 +108,9 @@ cdef extern from "dora_state.h" nogil:
         uint64_t dropped_bytes
         uint64_t repairs
         uint64_t index_slots
+        uint64_t relocated_bytes
+        uint64_t dropped_segments
+        uint64_t waits
 
     ds_status ds_stats_read(ds_store *store, ds_stats *out)
     ds_status ds_verify(ds_store *store, uint64_t *frames)

@@ -363,6 +363,9 @@ cdef class Store:
             "dropped_bytes": stats.dropped_bytes,
             "repairs": stats.repairs,
             "index_slots": stats.index_slots,
+            "relocated_bytes": stats.relocated_bytes,
+            "dropped_segments": stats.dropped_segments,
+            "waits": stats.waits,
         }
 
 

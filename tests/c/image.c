@@ -95,8 +95,9 @@ void image_write(const image *i, const char *dir, bool rebooted) {
             CHECK(i->files[f].size <= sizeof page);
             memcpy(page, i->files[f].bytes, i->files[f].size);
             struct ds_control *control = (struct ds_control *)(void *)page;
-            die_with(&control->lock);
-            die_with(&control->sync_lock);
+            die_with(&control->lock.mutex);
+            die_with(&control->sync_lock.mutex);
+            die_with(&control->compact_lock.mutex);
             write_file(dirfd(list), name, page, i->files[f].size);
         } else {
             write_file(dirfd(list), name, i->files[f].bytes, i->files[f].size);

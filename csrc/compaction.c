@@ -1,0 +1,324 @@
+/* compaction.c: last value wins, oldest segment first.
+ *
+ * The log is a queue of segments. A pass takes the oldest ones, appends again what the index still names of them
+ * (RELOCATE frames: same values, same sequences), appends HEAD with the new start of the log, syncs, moves `start`, and
+ * unlinks, oldest first. Killed anywhere, it leaves a valid log: until HEAD is on disk nothing is gone, and what is
+ * dropped before it is finished is only ever a beginning that the rest repeats.
+ *
+ * Why the oldest: nothing older can hold a key of it, so a tombstone found there has done its work and goes, and nothing
+ * can rise from the dead. Where a few keys are overwritten all the time, the oldest segments are dead as a whole.
+ *
+ * A record that is found dead stays dead, so looking needs no lock; moving the living takes it for a bounded batch. */
+#include "store.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+enum {
+    BATCH_RECORDS = 32,
+    BATCH_BYTES = 64 * 1024,
+    SLACK = 4 * 1024 * 1024, /* bytes beyond which a small store's log is long */
+};
+
+/* ---- when ------------------------------------------------------------------------------------------------------ */
+
+static uint64_t log_bytes(const struct ds_tail *tail, uint64_t start) {
+    return tail->offset - start + tail->blob_bytes;
+}
+
+static uint64_t start_of(const ds_store *store) {
+    return atomic_load_explicit(&store->control->start, memory_order_relaxed);
+}
+
+bool ds__compaction_due(const ds_store *store) {
+    const struct ds_tail *tail = &store->control->tail;
+    uint64_t start = start_of(store);
+    return start < tail->segment_base && log_bytes(tail, start) > 2 * tail->live_bytes + 3 * tail->segment_size;
+}
+
+bool ds__compaction_overdue(const ds_store *store) {
+    const struct ds_tail *tail = &store->control->tail;
+    uint64_t start = start_of(store);
+    return start < tail->segment_base && !atomic_load_explicit(&store->compacting_fails, memory_order_relaxed) &&
+           log_bytes(tail, start) > 4 * tail->live_bytes + 8 * tail->segment_size + SLACK;
+}
+
+/* A pass goes on until half of what may be dead is gone, so that the next one is not due at once. */
+static bool go_on(const struct ds_tail *tail, uint64_t start) {
+    return start < tail->segment_base &&
+           log_bytes(tail, start) > tail->live_bytes + tail->live_bytes / 2 + tail->segment_size;
+}
+
+/* ---- moving the living ----------------------------------------------------------------------------------------- */
+
+struct batch {
+    ds_change changes[BATCH_RECORDS];
+    struct ds_plan plans[BATCH_RECORDS];
+    uint64_t offsets[BATCH_RECORDS];
+    size_t count;
+    uint64_t bytes;
+};
+
+struct pass {
+    ds_store *store;
+    struct batch batch;
+    struct ds_blob_reference *blobs; /* named by what is dropped, and by nothing else */
+    size_t blob_count, blob_room;
+};
+
+static ds_status doom_blob(struct pass *pass, const struct ds_record *record) {
+    if (pass->blob_count == pass->blob_room) {
+        size_t room = pass->blob_room ? 2 * pass->blob_room : 16;
+        struct ds_blob_reference *blobs = realloc(pass->blobs, room * sizeof *blobs);
+        if (blobs == NULL)
+            return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+        pass->blobs = blobs;
+        pass->blob_room = room;
+    }
+    memcpy(&pass->blobs[pass->blob_count++], ds__record_value(record, record->key_size), sizeof *pass->blobs);
+    return DS_OK;
+}
+
+/* Does the index name this very record? Without the lock, "no" is final and "yes" is to be asked again. */
+static ds_status is_live(ds_store *store, const struct ds_index *index, uint64_t offset, const struct ds_record *record,
+                         struct ds_plan *plan, bool *live) {
+    struct ds_found found;
+    bool gone = false;
+    plan->hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
+    ds_status status =
+        ds__find(store, index, plan->hash, record->keyspace, ds__record_key(record), record->key_size, &found, &gone);
+    *live = status == DS_OK && found.offset == offset;
+    plan->slot = found.slot;
+    return status == DS_MISSING ? DS_OK : status;
+}
+
+/* Under the lock: what is still live of the batch moves; a tombstone's slot is given up. */
+static ds_status move_batch(struct pass *pass, const struct ds_index *index, uint64_t *length) {
+    struct batch *batch = &pass->batch;
+    *length = sizeof(struct ds_frame);
+    for (size_t i = 0; i < batch->count; i++) {
+        struct ds_plan *plan = &batch->plans[i];
+        struct ds_found found;
+        bool live;
+        ds_status status = ds__record_at(pass->store, batch->offsets[i], &found);
+        if (status == DS_OK)
+            status = is_live(pass->store, index, batch->offsets[i], found.record, plan, &live);
+        if (status != DS_OK)
+            return status;
+        plan->write = live && plan->op != DS_RECORD_TOMBSTONE;
+        if (plan->write)
+            *length += plan->length;
+        else if (!live && plan->op == DS_RECORD_BLOB)
+            status = doom_blob(pass, found.record);
+        if (status != DS_OK)
+            return status;
+    }
+    return DS_OK;
+}
+
+static void give_up_tombstones(struct pass *pass, const struct ds_index *index) {
+    struct batch *batch = &pass->batch;
+    for (size_t i = 0; i < batch->count; i++) {
+        struct ds_plan *plan = &batch->plans[i];
+        if (plan->op != DS_RECORD_TOMBSTONE)
+            continue;
+        uint64_t slot = atomic_load_explicit(&index->slots[plan->slot], memory_order_relaxed);
+        if (ds__slot_offset(slot) == batch->offsets[i])
+            atomic_store_explicit(&index->slots[plan->slot], DS_SLOT_GONE, memory_order_release);
+    }
+}
+
+static ds_status flush(struct pass *pass) {
+    struct batch *batch = &pass->batch;
+    if (batch->count == 0)
+        return DS_OK;
+    ds_store *store = pass->store;
+    struct ds_index *index;
+    uint64_t length = 0;
+    ds_status status = ds__writer_enter(store);
+    if (status != DS_OK)
+        return status;
+    status = ds__index_now(store, &index);
+    if (status == DS_OK)
+        status = move_batch(pass, index, &length);
+    if (status == DS_OK && length > sizeof(struct ds_frame))
+        status = ds__append(store, DS_FRAME_RELOCATE, batch->changes, batch->plans, batch->count, length);
+    if (status == DS_OK)
+        give_up_tombstones(pass, index);
+    ds__writer_leave(store);
+    if (status == DS_OK)
+        atomic_fetch_add_explicit(&store->control->relocated_bytes, length, memory_order_relaxed);
+    batch->count = 0;
+    batch->bytes = 0;
+    return status;
+}
+
+static ds_status consider(struct pass *pass, uint64_t offset, const struct ds_record *record) {
+    struct batch *batch = &pass->batch;
+    uint64_t length = ds__record_length(record->key_size, record->value_size);
+    if (record->op == DS_RECORD_START)
+        return DS_OK;
+    struct ds_plan plan = {.previous = offset, .length = length, .sequence = record->sequence, .op = record->op};
+    struct ds_index *index;
+    bool live = false;
+    ds_status status = ds__index_now(pass->store, &index);
+    if (status == DS_OK)
+        status = is_live(pass->store, index, offset, record, &plan, &live);
+    if (status != DS_OK)
+        return status;
+    if (!live)
+        return record->op == DS_RECORD_BLOB ? doom_blob(pass, record) : DS_OK;
+    if (batch->count == BATCH_RECORDS || batch->bytes + length > BATCH_BYTES) {
+        status = flush(pass);
+        if (status != DS_OK)
+            return status;
+    }
+    const unsigned char *value = ds__record_value(record, record->key_size);
+    if (record->op == DS_RECORD_BLOB)
+        memcpy(&plan.blob, value, sizeof plan.blob);
+    batch->changes[batch->count] = (ds_change){.kind = DS_PUT,
+                                               .keyspace = record->keyspace,
+                                               .key = ds__record_key(record),
+                                               .key_size = record->key_size,
+                                               .value = value,
+                                               .value_size = record->value_size};
+    batch->plans[batch->count] = plan;
+    batch->offsets[batch->count] = offset;
+    batch->count++;
+    batch->bytes += length;
+    return DS_OK;
+}
+
+/* Every record of one segment, which is not the tail: its successor's header says where it ends. */
+static ds_status empty_segment(struct pass *pass, struct ds_segment *segment, struct ds_segment *successor) {
+    uint64_t end = ds__segment_header(successor)->before_end;
+    uint64_t offset = segment->base + DS_SEGMENT_HEADER;
+    uint32_t before = segment->header_crc;
+    while (offset < end) {
+        const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, offset);
+        if (end > segment->end || !ds__frame_valid(frame, end - offset, segment->seed, offset, before))
+            return ds__fail(DS_CORRUPT, 0, "%s: the frame at log offset %llu fails its checksum; nothing is dropped",
+                            pass->store->directory.path, (unsigned long long)offset);
+        uint64_t at = offset + sizeof *frame;
+        for (uint32_t i = 0; i < frame->count; i++) {
+            const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
+            ds_status status = consider(pass, at, record);
+            if (status != DS_OK)
+                return status;
+            at += ds__record_length(record->key_size, record->value_size);
+        }
+        before = frame->crc;
+        offset = at;
+    }
+    return flush(pass);
+}
+
+/* ---- moving the start ------------------------------------------------------------------------------------------ */
+
+static ds_status append_head(ds_store *store, uint64_t start) {
+    ds_change change = {.kind = DS_PUT, .keyspace = DS_RUNTIME, .key = "", .value = &start, .value_size = sizeof start};
+    struct ds_plan plan = {.length = ds__record_length(0, sizeof start), .op = DS_RECORD_START, .write = true};
+    ds_status status = ds__writer_enter(store);
+    if (status != DS_OK)
+        return status;
+    status = ds__append(store, DS_FRAME_HEAD, &change, &plan, 1, sizeof(struct ds_frame) + plan.length);
+    ds__writer_leave(store);
+    return status;
+}
+
+/* After the sync: what is dropped is on disk again, or dead. What cannot be unlinked only takes room. */
+static ds_status drop(struct pass *pass, uint64_t from, uint64_t to) {
+    ds_store *store = pass->store;
+    struct ds_control *control = store->control;
+    atomic_store_explicit(&control->start, to, memory_order_release);
+    for (uint64_t base = from; base < to;) {
+        struct ds_segment *segment;
+        char name[DS_NAME_SIZE];
+        ds_status status = ds__segments_get(&store->segments, base, &segment);
+        if (status != DS_OK)
+            return status;
+        base = segment->end;
+        ds__segment_name(segment->base, name);
+        (void)ds__os_unlink(&store->directory, name);
+        atomic_fetch_add_explicit(&control->dropped_segments, 1, memory_order_relaxed);
+    }
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < pass->blob_count; i++) {
+        ds__blob_remove(store, &pass->blobs[i]);
+        bytes += pass->blobs[i].size;
+    }
+    if (bytes == 0)
+        return DS_OK;
+    ds_status status = ds__writer_enter(store);
+    if (status == DS_OK) {
+        /* A death before this line leaves the sum too high, which costs a pass too many until the next rebuild. */
+        control->tail.blob_bytes -= bytes < control->tail.blob_bytes ? bytes : control->tail.blob_bytes;
+        ds__writer_leave(store);
+    }
+    return status;
+}
+
+static ds_status run_pass(struct pass *pass, bool *moved) {
+    ds_store *store = pass->store;
+    uint64_t from = start_of(store), to = from;
+    *moved = false;
+    for (;;) {
+        struct ds_tail tail;
+        struct ds_segment *segment, *successor;
+        ds_status status = ds__writer_enter(store); /* for a look at the tail */
+        if (status != DS_OK)
+            return status;
+        tail = store->control->tail;
+        ds__writer_leave(store);
+        if (!go_on(&tail, to))
+            break;
+        status = ds__segments_get(&store->segments, to, &segment);
+        if (status == DS_OK)
+            status = ds__segments_get(&store->segments, segment->end, &successor);
+        if (status == DS_OK)
+            status = empty_segment(pass, segment, successor);
+        if (status != DS_OK)
+            return status;
+        to = segment->end;
+    }
+    if (to == from)
+        return DS_OK;
+    ds_status status = append_head(store, to);
+    if (status == DS_OK)
+        status = ds__sync(store, false);
+    if (status == DS_OK)
+        status = drop(pass, from, to);
+    *moved = status == DS_OK;
+    return status;
+}
+
+static ds_status compact_locked(ds_store *store) {
+    bool moved = true;
+    ds_status status = DS_OK;
+    while (status == DS_OK && moved && ds__compaction_due(store)) {
+        struct pass *pass = calloc(1, sizeof *pass);
+        if (pass == NULL)
+            return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+        pass->store = store;
+        ds__enter(store);
+        status = run_pass(pass, &moved);
+        ds__leave(store);
+        free(pass->blobs);
+        free(pass);
+    }
+    return status;
+}
+
+ds_status ds__compact(ds_store *store, bool wait) {
+    bool taken = true, died;
+    struct ds_lock *lock = &store->control->compact_lock;
+    /* A predecessor that died left nothing to repair: a pass can be run again from any point. */
+    ds_status status = wait ? ds__lock_take(lock, store->options.lock_timeout_ms, store->directory.path, &died)
+                            : ds__lock_try(lock, store->directory.path, &taken, &died);
+    if (status != DS_OK || !taken)
+        return status;
+    status = compact_locked(store);
+    atomic_store_explicit(&store->compacting_fails, status != DS_OK, memory_order_relaxed);
+    ds__lock_release(lock);
+    return status;
+}
