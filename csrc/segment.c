@@ -249,6 +249,8 @@ ds_status ds__segment_check(const struct ds_directory *directory, const char *na
     if (header->magic != DS_SEGMENT_MAGIC)
         return damaged(directory, name, "does not begin with a segment's magic number");
     /* Before the crc: a later version may have moved it. */
+    if (header->version == 0) /* which no build ever wrote */
+        return damaged(directory, name, "the segment's header is cut off after its magic number");
     if (header->version != DS_FORMAT_VERSION || (header->incompat & ~(uint32_t)DS_KNOWN_INCOMPAT) != 0)
         return ds__fail(
             DS_FORMAT, 0,
@@ -343,7 +345,14 @@ ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_hea
         header->crc = ds__segment_header_crc(header);
         memcpy(segment->mapping.bytes, header, sizeof *header);
         describe(segment);
+        /* The first header is the store: half of it on disk would be damage for ever, so it goes there before its name. */
+        if (header->base == 0)
+            status = ds__os_range_sync(segments->directory, draft, segment->mapping.bytes, sizeof *header);
+    }
+    if (status == DS_OK)
         status = ds__os_rename(segments->directory, draft, name);
+    if (status == DS_OK && header->base == 0) {
+        status = ds__os_directory_sync(segments->directory);
     }
     if (status != DS_OK) {
         if (segment != NULL)
