@@ -1,58 +1,18 @@
-/* commit.c: one commit, from the caller's changes to the commit point.
+/* commit.c: from a caller's changes to plans: which records are to be written, and may they be?
  *
- * Under the writer lock:
- *   1. resolve    find each key's present record, check expectations, drop deletes of missing keys
- *   2. place      room in the index and in the tail segment, or a new one of each
- *   3. intent     note what is about to happen; from here on a death is repaired by whoever comes next
- *   4. records    key, value, header, hash: bytes that nobody looks at yet
- *   5. word0      the frame exists; repair finishes it from here on, before that it undoes it
- *   6. slots      the index names the new records; readers step back over them
- *   7. committed  the commit point
- *   8. tail, then intent = 0
- * Everything that can fail happens before 3. */
+ * Before the lock: limits, key hashes, which of a key's changes is the last, and the files of large values. Under it: each
+ * key's present record, expectations, deletes of missing keys, room in the index. append.c does the rest. */
 #include "store.h"
-
-#include "lock.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 enum {
-    FEW = 16,                    /* changes planned without allocating */
-    POPULATE_AHEAD = 256 * 1024, /* bytes of page faults taken at once */
-    CROWDED = 48 * 1024 * 1024,  /* a larger frame moves its values from here on into blobs: */
+    FEW = 16,                   /* changes planned without allocating */
+    CROWDED = 48 * 1024 * 1024, /* a larger frame moves its values from here on into blobs: */
     CROWDED_BLOB_FROM = 64 * 1024,
-    QUICK_SEGMENT = 1024 * 1024,
-    QUICK_NS = 100 * 1000 * 1000,
 };
-
-/* ---- the lock -------------------------------------------------------------------------------------------------- */
-
-ds_status ds__writer_enter(ds_store *store) {
-    bool died;
-    ds_status status =
-        ds__lock_take(&store->control->lock, store->options.lock_timeout_ms, store->directory.path, &died);
-    if (status != DS_OK)
-        return status;
-    ds__enter(store);
-    /* Not only when the last owner died: its heir may have died in the repair, or failed and given up. */
-    if (atomic_load_explicit(&store->control->intent.end, memory_order_relaxed) != 0)
-        status = ds__repair(store);
-    uint64_t fence = atomic_load_explicit(&store->control->fence, memory_order_relaxed);
-    if (status == DS_OK && store->options.incarnation != 0 && store->options.incarnation < fence)
-        status =
-            ds__fail(DS_FENCED, 0, "%s: incarnation %llu was replaced by %llu and may not commit any more",
-                     store->directory.path, (unsigned long long)store->options.incarnation, (unsigned long long)fence);
-    if (status != DS_OK)
-        ds__writer_leave(store);
-    return status;
-}
-
-void ds__writer_leave(ds_store *store) {
-    ds__lock_release(&store->control->lock);
-    ds__leave(store);
-}
 
 /* ---- before the lock ------------------------------------------------------------------------------------------- */
 
@@ -150,31 +110,11 @@ static ds_status plan_changes(ds_store *store, const ds_change *changes, struct 
     return DS_OK;
 }
 
-uint64_t ds__live_size(const struct ds_record *record) {
-    uint64_t size = ds__record_length(record->key_size, record->value_size);
-    struct ds_blob_reference blob;
-    if (record->op == DS_RECORD_BLOB) {
-        memcpy(&blob, ds__record_value(record, record->key_size), sizeof blob);
-        size += blob.size;
-    }
-    return size;
-}
-
-/* ---- 1: resolve ------------------------------------------------------------------------------------------------ */
+/* ---- under the lock ------------------------------------------------------------------------------------------------ */
 
 /* The sequence the key is at; 0 when it is missing or deleted. */
 static uint64_t sequence_of(const struct ds_found *found, ds_status status) {
     return status == DS_OK && found->record->op != DS_RECORD_TOMBSTONE ? found->record->sequence : 0;
-}
-
-/* What of the plan lies in the record's value. */
-static const void *logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size) {
-    if (plan->op == DS_RECORD_BLOB) {
-        *size = sizeof plan->blob;
-        return &plan->blob;
-    }
-    *size = plan->op == DS_RECORD_TOMBSTONE ? 0 : change->value_size;
-    return change->value;
 }
 
 static ds_status resolve(ds_store *store, const struct ds_index *index, const ds_change *change, struct ds_plan *plan) {
@@ -198,7 +138,7 @@ static ds_status resolve(ds_store *store, const struct ds_index *index, const ds
     if (change->kind == DS_DELETE && sequence == 0)
         plan->write = false;
     uint64_t value_size;
-    (void)logged_value(change, plan, &value_size);
+    (void)ds__logged_value(change, plan, &value_size);
     plan->length = ds__record_length(change->key_size, value_size);
     return DS_OK;
 }
@@ -217,283 +157,13 @@ static ds_status resolve_all(ds_store *store, const struct ds_index *index, cons
     return DS_OK;
 }
 
-/* ---- 2: place -------------------------------------------------------------------------------------------------- */
-
-static ds_status remove_old_index(void *context, const char *name) {
-    ds_store *store = context;
-    uint64_t generation;
-    if (ds__index_parse_name(name, &generation) && generation != store->control->generation)
-        (void)ds__os_unlink(&store->directory, name); /* it only takes room; the next growth tries again */
-    return DS_OK;
-}
-
-/* Copies the slots of keys that are not deleted. */
-static ds_status copy_slots(ds_store *store, const struct ds_index *from, struct ds_index *to, uint64_t *used) {
-    uint64_t copied = 0;
-    for (uint64_t at = 0; at <= from->mask; at++) {
-        uint64_t slot = atomic_load_explicit(&from->slots[at], memory_order_relaxed);
-        if (slot == 0 || slot == DS_SLOT_GONE)
-            continue;
-        struct ds_found found;
-        ds_status status = ds__record_at(store, ds__slot_offset(slot), &found);
-        if (status != DS_OK)
-            return status;
-        const struct ds_record *record = found.record;
-        if (record->op == DS_RECORD_TOMBSTONE)
-            continue;
-        uint64_t hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
-        uint64_t place = hash & to->mask;
-        while (atomic_load_explicit(&to->slots[place], memory_order_relaxed) != 0)
-            place = (place + 1) & to->mask;
-        atomic_store_explicit(&to->slots[place], ds__slot(found.offset, hash), memory_order_relaxed);
-        copied++;
-    }
-    *used = copied;
-    return DS_OK;
-}
-
-/* Makes room for `count` more keys: the next generation, larger or only rid of its tombstones. */
-static ds_status grow_index(ds_store *store, struct ds_index *index, uint64_t count, struct ds_index **out) {
-    struct ds_control *control = store->control;
-    uint64_t keys = count;
-    for (int i = 0; i < DS_KEYSPACES; i++)
-        keys += control->tail.keys[i];
-    struct ds_index *next;
-    ds_status status =
-        ds__index_create(&store->directory, store->uuid, index->generation + 1, ds__index_capacity_for(keys), &next);
-    if (status != DS_OK)
-        return status;
-    uint64_t used = 0;
-    status = copy_slots(store, index, next, &used);
-    if (status != DS_OK) {
-        ds__index_free(next);
-        return status;
-    }
-    pthread_mutex_lock(&store->indexing);
-    next->older = store->index;
-    atomic_store_explicit(&store->index, next, memory_order_release);
-    pthread_mutex_unlock(&store->indexing);
-    atomic_store_explicit(&control->generation, next->generation, memory_order_release);
-    /* After the publication: a death between the two leaves a count that is too high, and the next growth comes early.
-     * The other way round the old generation could fill up unnoticed. */
-    control->tail.slots_used = used;
-    (void)ds__os_directory_list(&store->directory, remove_old_index, store);
-    *out = next;
-    return DS_OK;
-}
-
-/* About an eighth of the live data, so that compaction moves it in small steps; room for a few of the largest frames; and
- * twice the last one, up to QUICK_SEGMENT, where that one was full in no time, because a new file costs as much as
- * hundreds of puts. */
-static uint64_t next_segment_size(const struct ds_tail *tail, uint64_t length, uint64_t now) {
-    uint64_t want = tail->live_bytes / 8;
-    if (want < 4 * tail->largest_frame)
-        want = 4 * tail->largest_frame;
-    if (want < 4 * length)
-        want = 4 * length;
-    if (now - tail->opened_ns < QUICK_NS && tail->segment_size < QUICK_SEGMENT && want < 2 * tail->segment_size)
-        want = 2 * tail->segment_size;
-    if (want > DS_SEGMENT_MAX)
-        want = DS_SEGMENT_MAX;
-    uint64_t size = DS_SEGMENT_MIN;
-    while (size < want)
-        size *= 2;
-    return size;
-}
-
-/* A segment that names many bytes of blobs ends early, because they go only when it goes. */
-static uint64_t blob_limit(const struct ds_tail *tail) {
-    return tail->live_bytes / 8 > DS_SEGMENT_MAX ? tail->live_bytes / 8 : DS_SEGMENT_MAX;
-}
-
-/* The segment that takes the next frame, and in `after` what the tail will say about it. */
-static ds_status place_frame(ds_store *store, uint64_t length, struct ds_tail *after, struct ds_segment **out) {
-    const struct ds_tail *tail = &store->control->tail;
-    struct ds_segment *segment;
-    ds_status status = ds__segments_get(&store->segments, tail->segment_base, &segment);
-    if (status != DS_OK)
-        return status;
-    if (!tail->sealed && length <= segment->end - tail->offset && tail->segment_blobs <= blob_limit(tail)) {
-        *out = segment;
-        return DS_OK;
-    }
-    uint64_t now = ds__os_now_ns();
-    struct ds_segment_header header = {
-        .base = segment->end,
-        .size = next_segment_size(tail, length, now),
-        .hash_seed = store->hash_seed,
-        .first_sequence = tail->sequence + 1,
-        .before_base = tail->segment_base,
-        .before_end = tail->offset,
-        .before_sequence = tail->sequence,
-        .before_crc = tail->crc,
-    };
-    memcpy(header.uuid, store->uuid, sizeof header.uuid);
-    struct ds_segment *next;
-    status = ds__segment_create(&store->segments, &header, &next);
-    if (status == DS_OK)
-        status = ds__segments_add(&store->segments, next);
-    if (status != DS_OK)
-        return status;
-    after->offset = next->base + DS_SEGMENT_HEADER;
-    after->segment_base = next->base;
-    after->segment_size = header.size;
-    after->opened_ns = now;
-    after->crc = next->header_crc;
-    after->sealed = 0;
-    after->segment_blobs = 0;
-    after->largest_frame = tail->largest_frame / 2; /* it is forgotten by and by */
-    *out = next;
-    return DS_OK;
-}
-
-static void populate_ahead(struct ds_segment *segment, uint64_t begin, uint64_t end) {
-    if (end <= segment->populated)
-        return;
-    uint64_t start = segment->populated > begin ? segment->populated : begin;
-    uint64_t from = (start - segment->base) & ~UINT64_C(4095);
-    uint64_t to = end - segment->base + POPULATE_AHEAD;
-    if (to > segment->mapping.size)
-        to = segment->mapping.size;
-    ds__os_populate(segment->mapping.bytes + from, to - from);
-    segment->populated = segment->base + to;
-}
-
-/* ---- 3 to 8 ---------------------------------------------------------------------------------------------------- */
-
-static void account(struct ds_tail *after, const ds_change *change, const struct ds_plan *plan) {
-    if (plan->previous == 0)
-        after->slots_used++;
-    if (plan->replaced_bytes != 0) {
-        after->live_bytes -= plan->replaced_bytes;
-        after->keys[change->keyspace]--;
-    }
-    if (plan->op != DS_RECORD_TOMBSTONE) {
-        after->live_bytes += plan->length;
-        after->keys[change->keyspace]++;
-    }
-    if (plan->op == DS_RECORD_BLOB) {
-        after->live_bytes += plan->blob.size;
-        after->blob_bytes += plan->blob.size;
-    }
-}
-
-static void write_record(unsigned char *at, uint64_t offset, uint32_t seed, uint64_t sequence, const ds_change *change,
-                         const struct ds_plan *plan) {
-    struct ds_record *record = (struct ds_record *)(void *)at;
-    uint64_t value_size;
-    const void *value = logged_value(change, plan, &value_size);
-    record->sequence = plan->sequence != 0 ? plan->sequence : sequence;
-    record->previous = plan->previous;
-    record->value_size = value_size;
-    record->key_size = (uint32_t)change->key_size;
-    record->op = plan->op;
-    record->keyspace = change->keyspace;
-    uint32_t record_seed = ds__record_seed(seed, offset, record);
-    record->check = (uint16_t)record_seed;
-    /* The padding is zero already: a segment is zero beyond its tail. */
-    if (change->key_size > 0)
-        memcpy(at + sizeof *record, change->key, change->key_size);
-    if (value_size > 0)
-        memcpy(at + sizeof *record + DS_ALIGN(change->key_size), value, value_size);
-    /* Of the log's bytes, not of the caller's buffer, which the caller may be changing. */
-    record->hash = ds__record_hash(record_seed, record, plan->length);
-}
-
-/* Points the key's slot at `offset`; it holds `previous` now, or is to be the first empty one. */
-static void apply(struct ds_index *index, uint64_t hash, uint64_t offset, uint64_t previous) {
-    uint64_t at = hash & index->mask;
-    for (uint64_t i = 0; i <= index->mask; i++, at = (at + 1) & index->mask) {
-        uint64_t slot = atomic_load_explicit(&index->slots[at], memory_order_relaxed);
-        uint64_t there = ds__slot_offset(slot);
-        if (slot == 0 || there == offset || (previous != 0 && there == previous)) {
-            ds__index_set(index, at, ds__slot(offset, hash));
-            return;
-        }
-    }
-}
-
-static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, struct ds_segment *segment,
-                        const ds_change *changes, const struct ds_plan *plans, size_t count, uint64_t length,
-                        struct ds_tail *after) {
-    struct ds_control *control = store->control;
-    uint64_t begin = after->offset, end = begin + length;
-    uint32_t before = after->crc;
-    after->offset = end;
-    after->sequence = control->tail.sequence + (type == DS_FRAME_COMMIT);
-    if (after->largest_frame < length)
-        after->largest_frame = length;
-    uint32_t records = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (!plans[i].write)
-            continue;
-        records++;
-        if (type == DS_FRAME_COMMIT) /* the other types change nothing that counts */
-            account(after, &changes[i], &plans[i]);
-        if (plans[i].op == DS_RECORD_BLOB) {
-            after->last_blob = begin;
-            after->segment_blobs += plans[i].blob.size;
-        }
-    }
-    populate_ahead(segment, begin, end);
-
-    control->intent.begin = begin;
-    control->intent.after = *after;
-    atomic_store_explicit(&control->intent.end, end, memory_order_release);
-    /* Only against the compiler: what comes next must not be stored before the intent. */
-    atomic_signal_fence(memory_order_seq_cst);
-
-    struct ds_frame *frame = (struct ds_frame *)(void *)ds__segment_at(segment, begin);
-    uint64_t at = begin + sizeof *frame;
-    for (size_t i = 0; i < count; i++) {
-        if (!plans[i].write)
-            continue;
-        write_record(ds__segment_at(segment, at), at, segment->seed, after->sequence, &changes[i], &plans[i]);
-        at += plans[i].length;
-    }
-    uint64_t word0 = ds__word0(length, type);
-    frame->sequence = after->sequence;
-    frame->count = records;
-    frame->crc = ds__frame_crc(segment->seed, begin, before, word0, frame);
-    after->crc = frame->crc;
-    atomic_store_explicit((_Atomic uint64_t *)&frame->word0, word0, memory_order_release);
-
-    at = begin + sizeof *frame;
-    for (size_t i = 0; i < count; i++) {
-        if (!plans[i].write || plans[i].op == DS_RECORD_START)
-            continue;
-        if (records == 1)
-            ds__index_set(index, plans[i].slot, ds__slot(at, plans[i].hash));
-        else /* an earlier record of this batch may have taken the empty slot that was found */
-            apply(index, plans[i].hash, at, plans[i].previous);
-        at += plans[i].length;
-    }
-
-    atomic_store_explicit(&control->committed, end, memory_order_release);
-    control->tail = *after;
-    atomic_store_explicit(&control->intent.end, 0, memory_order_release);
-}
-
-ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
-                     uint64_t length) {
-    struct ds_index *index;
-    struct ds_segment *segment;
-    struct ds_tail after = store->control->tail;
-    ds_status status = ds__index_now(store, &index);
-    if (status == DS_OK)
-        status = place_frame(store, length, &after, &segment);
-    if (status == DS_OK)
-        write_frame(store, type, index, segment, changes, plans, count, length, &after);
-    return status;
-}
-
 static ds_status commit_locked(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
                                bool *written, uint64_t *sequence) {
     struct ds_control *control = store->control;
     struct ds_index *index;
     ds_status status = ds__index_now(store, &index);
     if (status == DS_OK && control->tail.slots_used + count > ds__index_limit(index->mask + 1))
-        status = grow_index(store, index, count, &index);
+        status = ds__grow_index(store, index, count, &index);
     uint64_t length = 0;
     if (status == DS_OK)
         status = resolve_all(store, index, changes, plans, count, &length);
@@ -609,107 +279,4 @@ ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t k
         status = DS_OK; /* somebody was faster: look again what there is to delete */
     }
     return status;
-}
-
-ds_status ds_settle(ds_store *store, uint64_t *sequence) {
-    ds_status status = ds__check_writable(store);
-    if (status == DS_OK)
-        status = ds__writer_enter(store);
-    if (status != DS_OK)
-        return status;
-    if (sequence != NULL)
-        *sequence = store->control->tail.sequence;
-    ds__writer_leave(store);
-    return DS_OK;
-}
-
-ds_status ds_fence(ds_store *store, uint64_t incarnation, uint64_t *sequence) {
-    ds_status status = ds__check_writable(store);
-    if (status == DS_OK)
-        status = ds__writer_enter(store);
-    if (status != DS_OK)
-        return status;
-    if (atomic_load_explicit(&store->control->fence, memory_order_relaxed) < incarnation)
-        atomic_store_explicit(&store->control->fence, incarnation, memory_order_relaxed);
-    if (sequence != NULL)
-        *sequence = store->control->tail.sequence;
-    ds__writer_leave(store);
-    return DS_OK;
-}
-
-/* ---- repair ---------------------------------------------------------------------------------------------------- */
-
-/* Up to here torn bytes are zeroed; beyond it the segment is sealed, because others wait for the lock. */
-enum { ZERO_AT_MOST = 64 * 1024 };
-
-static ds_status finish(ds_store *store, struct ds_segment *segment, const struct ds_frame *frame, uint64_t end) {
-    struct ds_control *control = store->control;
-    struct ds_index *index;
-    ds_status status = ds__index_now(store, &index);
-    if (status != DS_OK)
-        return status;
-    uint64_t at = control->intent.begin + sizeof *frame;
-    for (uint32_t i = 0; i < frame->count; i++) {
-        const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
-        uint64_t hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
-        if (record->op != DS_RECORD_START)
-            apply(index, hash, at, record->previous);
-        at += ds__record_length(record->key_size, record->value_size);
-    }
-    atomic_store_explicit(&control->committed, end, memory_order_release);
-    control->intent.after.crc = frame->crc;
-    control->tail = control->intent.after;
-    return DS_OK;
-}
-
-/* The frame never came to be. Its segment stays the tail, even when it was made for this frame: others may have it
- * mapped by now. */
-static void undo(ds_store *store, struct ds_segment *segment, uint64_t end) {
-    struct ds_control *control = store->control;
-    struct ds_tail *tail = &control->tail;
-    uint64_t begin = control->intent.begin;
-    uint64_t torn = end - begin;
-    if (begin == segment->base + DS_SEGMENT_HEADER) {
-        /* Whether the tail is here already is not asked: half of these stores may have been done by a dead repairer. */
-        tail->offset = begin;
-        tail->segment_base = segment->base;
-        tail->segment_size = segment->end - segment->base;
-        tail->crc = segment->header_crc;
-        tail->sealed = 0;
-        tail->segment_blobs = 0;
-    }
-    if (torn <= ZERO_AT_MOST)
-        memset(ds__segment_at(segment, begin), 0, torn);
-    else
-        tail->sealed = 1;
-}
-
-ds_status ds__repair(ds_store *store) {
-    struct ds_control *control = store->control;
-    uint64_t end = atomic_load_explicit(&control->intent.end, memory_order_relaxed);
-    uint64_t begin = control->intent.begin;
-    struct ds_segment *segment;
-    ds_status status = ds__segments_get(&store->segments, begin, &segment);
-    if (status != DS_OK)
-        return status;
-    uint64_t room = segment->end - begin;
-    if (begin % 8 != 0 || begin < segment->base + DS_SEGMENT_HEADER || end <= begin || end - begin > room ||
-        room < sizeof(struct ds_frame))
-        return ds__fail(DS_CORRUPT, 0,
-                        "%s: the control page is damaged; close the store in all processes, then open it "
-                        "again to rebuild it from the log",
-                        store->directory.path);
-    const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, begin);
-    bool done = atomic_load_explicit(&control->committed, memory_order_relaxed) >= end;
-    uint32_t before = begin == segment->base + DS_SEGMENT_HEADER ? segment->header_crc : control->tail.crc;
-    if (done ||
-        (ds__frame_length(frame->word0) == end - begin && ds__frame_valid(frame, room, segment->seed, begin, before)))
-        status = finish(store, segment, frame, end);
-    else
-        undo(store, segment, end);
-    if (status != DS_OK)
-        return status;
-    atomic_fetch_add_explicit(&control->repairs, 1, memory_order_relaxed);
-    atomic_store_explicit(&control->intent.end, 0, memory_order_release);
-    return DS_OK;
 }

@@ -118,3 +118,15 @@ void ds__index_free(struct ds_index *index) {
         index = older;
     }
 }
+
+void ds__index_apply(struct ds_index *index, uint64_t hash, uint64_t offset, uint64_t previous) {
+    uint64_t at = hash & index->mask;
+    for (uint64_t i = 0; i <= index->mask; i++, at = (at + 1) & index->mask) {
+        uint64_t slot = atomic_load_explicit(&index->slots[at], memory_order_relaxed);
+        uint64_t there = ds__slot_offset(slot);
+        if (slot == 0 || there == offset || (previous != 0 && there == previous)) {
+            ds__index_set(index, at, ds__slot(offset, hash));
+            return;
+        }
+    }
+}

@@ -106,4 +106,8 @@ static inline void ds__index_set(struct ds_index *index, uint64_t at, uint64_t s
     atomic_store_explicit(&index->slots[at], slot, memory_order_release);
 }
 
+/* Points a key's slot at `offset`: the one that holds `previous` (0: none does), or holds `offset` already, or the first
+ * empty one. Idempotent. */
+void ds__index_apply(struct ds_index *index, uint64_t hash, uint64_t offset, uint64_t previous);
+
 #endif

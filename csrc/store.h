@@ -72,11 +72,22 @@ ds_status ds__get(ds_store *store, uint8_t keyspace, const void *key, size_t key
 void ds__enter(ds_store *store);
 void ds__leave(ds_store *store);
 
-/* commit.c ------------------------------------------------------------------------------------------------------- */
+/* writer.c ------------------------------------------------------------------------------------------------------- */
 
 /* Takes the writer lock, repairs what a dead writer left, checks the fence. Includes ds__enter(). */
 ds_status ds__writer_enter(ds_store *store);
 void ds__writer_leave(ds_store *store);
+
+/* Finishes or undoes the one commit whose intent is set. Under the writer lock. Idempotent: it may die at any
+ * instruction, and whoever comes next does it again. */
+ds_status ds__repair(ds_store *store);
+
+/* growth.c ------------------------------------------------------------------------------------------------------- */
+
+/* Makes room in the index for `count` more keys. Under the writer lock. */
+ds_status ds__grow_index(ds_store *store, struct ds_index *index, uint64_t count, struct ds_index **out);
+
+/* append.c ------------------------------------------------------------------------------------------------------- */
 
 /* One record to be. */
 struct ds_plan {
@@ -94,6 +105,8 @@ struct ds_plan {
 /* Appends one frame of that type under the writer lock: the marked plans, `length` bytes with the header. */
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
                      uint64_t length);
+/* What of a plan lies in the record's value. */
+const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size);
 /* What a live record counts for: its bytes, and its blob's. */
 uint64_t ds__live_size(const struct ds_record *record);
 
@@ -111,9 +124,7 @@ ds_status ds__compact(ds_store *store, bool wait);
 
 /* Attaches the handle to the control page and the index, making or rebuilding them when there is none to trust. */
 ds_status ds__recover(ds_store *store);
-/* Finishes or undoes the one commit whose intent is set. Under the writer lock. Idempotent: it may die at any
- * instruction, and whoever comes next does it again. */
-ds_status ds__repair(ds_store *store);
+/* log.c ---------------------------------------------------------------------------------------------------------- */
 
 /* Called with each frame of the log, in order; a status other than DS_OK ends the walk. */
 typedef ds_status ds__frame_visitor(void *context, struct ds_segment *segment, uint64_t offset,

@@ -68,46 +68,56 @@ static ds_status raise_floor(ds_store *store, uint64_t offset, uint64_t sequence
 
 /* ---- the range ------------------------------------------------------------------------------------------------- */
 
-/* The frame at or after `offset`: steps over a segment's unused end and the next one's header. */
-static ds_status next_frame(ds_store *store, uint64_t *offset, uint64_t end, struct ds_segment **segment,
-                            const struct ds_frame **frame) {
-    while (*offset < end) {
-        ds_status status = ds__segments_get(&store->segments, *offset, segment);
-        if (status != DS_OK)
-            return status;
-        if (*offset < (*segment)->base + DS_SEGMENT_HEADER)
-            *offset = (*segment)->base + DS_SEGMENT_HEADER;
-        if ((*segment)->end - *offset >= sizeof(struct ds_frame)) {
-            *frame = (const struct ds_frame *)(const void *)ds__segment_at(*segment, *offset);
-            if ((*frame)->word0 != 0)
-                return DS_OK;
+static ds_status sync_blobs_of_frame(ds_store *store, struct ds_segment *segment, uint64_t offset) {
+    const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, offset);
+    uint64_t at = offset + sizeof *frame;
+    for (uint32_t i = 0; i < frame->count; i++) {
+        const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
+        struct ds_blob_reference reference;
+        if (record->op == DS_RECORD_BLOB) {
+            memcpy(&reference, ds__record_value(record, record->key_size), sizeof reference);
+            ds_status status = ds__blob_sync(store, &reference);
+            if (status != DS_OK)
+                return status;
         }
-        *offset = (*segment)->end;
+        at += ds__record_length(record->key_size, record->value_size);
     }
-    return DS_MISSING;
+    return DS_OK;
+}
+
+/* Where the frames of a segment below `limit` end: dead bytes may follow, and they may look like anything. */
+static ds_status frames_end(ds_store *store, const struct ds_segment *segment, uint64_t limit, uint64_t *end) {
+    struct ds_segment *successor;
+    *end = limit;
+    if (limit <= segment->end)
+        return DS_OK;
+    ds_status status = ds__segments_get(&store->segments, segment->end, &successor);
+    if (status == DS_OK)
+        *end = ds__segment_header(successor)->before_end;
+    return status;
 }
 
 /* The blobs that frames in the range name. */
 static ds_status sync_blobs(ds_store *store, uint64_t from, uint64_t to) {
-    struct ds_segment *segment;
-    const struct ds_frame *frame;
-    ds_status status;
-    while ((status = next_frame(store, &from, to, &segment, &frame)) == DS_OK && from < to) {
-        uint64_t at = from + sizeof *frame;
-        for (uint32_t i = 0; i < frame->count; i++) {
-            const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
-            struct ds_blob_reference reference;
-            if (record->op == DS_RECORD_BLOB) {
-                memcpy(&reference, ds__record_value(record, record->key_size), sizeof reference);
-                status = ds__blob_sync(store, &reference);
-                if (status != DS_OK)
-                    return status;
-            }
-            at += ds__record_length(record->key_size, record->value_size);
+    while (from < to) {
+        struct ds_segment *segment;
+        uint64_t end = 0;
+        ds_status status = ds__segments_get(&store->segments, from, &segment);
+        if (status != DS_OK)
+            return status;
+        status = frames_end(store, segment, to, &end);
+        if (from < segment->base + DS_SEGMENT_HEADER)
+            from = segment->base + DS_SEGMENT_HEADER;
+        while (status == DS_OK && from < end) {
+            const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, from);
+            status = sync_blobs_of_frame(store, segment, from);
+            from += ds__frame_length(frame->word0);
         }
-        from += ds__frame_length(frame->word0);
+        if (status != DS_OK)
+            return status;
+        from = segment->end;
     }
-    return status == DS_MISSING ? DS_OK : status;
+    return DS_OK;
 }
 
 static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
@@ -163,7 +173,7 @@ static ds_status sync_locked(ds_store *store, uint64_t to) {
     uint64_t last_blob = control->intent.after.last_blob;
     if (last_blob < control->tail.last_blob)
         last_blob = control->tail.last_blob;
-    if (last_blob >= from)
+    if (last_blob != 0 && last_blob >= from)
         status = sync_blobs(store, from, to);
     if (status == DS_OK)
         status = sync_segments(store, from, to);

@@ -1,0 +1,229 @@
+/* append.c: one frame, from plans to the commit point. Under the writer lock:
+ *   1. place      room in the tail segment, or a new one
+ *   2. intent     note what is about to happen; from here on a death is repaired by whoever comes next
+ *   3. records    key, value, header, hash: bytes that nobody looks at yet
+ *   4. word0      the frame exists; repair finishes it from here on, before that it undoes it
+ *   5. slots      the index names the new records; readers step back over them
+ *   6. committed  the commit point
+ *   7. tail, then intent = 0
+ * Everything that can fail happens before 2. */
+#include "store.h"
+
+enum {
+    POPULATE_AHEAD = 256 * 1024, /* bytes of page faults taken at once */
+    QUICK_SEGMENT = 1024 * 1024,
+    QUICK_NS = 100 * 1000 * 1000,
+};
+
+uint64_t ds__live_size(const struct ds_record *record) {
+    uint64_t size = ds__record_length(record->key_size, record->value_size);
+    struct ds_blob_reference blob;
+    if (record->op == DS_RECORD_BLOB) {
+        memcpy(&blob, ds__record_value(record, record->key_size), sizeof blob);
+        size += blob.size;
+    }
+    return size;
+}
+
+const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size) {
+    if (plan->op == DS_RECORD_BLOB) {
+        *size = sizeof plan->blob;
+        return &plan->blob;
+    }
+    *size = plan->op == DS_RECORD_TOMBSTONE ? 0 : change->value_size;
+    return change->value;
+}
+
+/* ---- 1: place -------------------------------------------------------------------------------------------------- */
+
+/* About an eighth of the live data, so that compaction moves it in small steps; room for a few of the largest frames; and
+ * twice the last one, up to QUICK_SEGMENT, where that one was full in no time, because a new file costs as much as
+ * hundreds of puts. */
+static uint64_t next_segment_size(const struct ds_tail *tail, uint64_t length, uint64_t now) {
+    uint64_t want = tail->live_bytes / 8;
+    if (want < 4 * tail->largest_frame)
+        want = 4 * tail->largest_frame;
+    if (want < 4 * length)
+        want = 4 * length;
+    if (now - tail->opened_ns < QUICK_NS && tail->segment_size < QUICK_SEGMENT && want < 2 * tail->segment_size)
+        want = 2 * tail->segment_size;
+    if (want > DS_SEGMENT_MAX)
+        want = DS_SEGMENT_MAX;
+    uint64_t size = DS_SEGMENT_MIN;
+    while (size < want)
+        size *= 2;
+    return size;
+}
+
+/* A segment that names many bytes of blobs ends early, because they go only when it goes. */
+static uint64_t blob_limit(const struct ds_tail *tail) {
+    return tail->live_bytes / 8 > DS_SEGMENT_MAX ? tail->live_bytes / 8 : DS_SEGMENT_MAX;
+}
+
+/* The segment that takes the next frame, and in `after` what the tail will say about it. */
+static ds_status place_frame(ds_store *store, uint64_t length, struct ds_tail *after, struct ds_segment **out) {
+    const struct ds_tail *tail = &store->control->tail;
+    struct ds_segment *segment;
+    ds_status status = ds__segments_get(&store->segments, tail->segment_base, &segment);
+    if (status != DS_OK)
+        return status;
+    if (!tail->sealed && length <= segment->end - tail->offset && tail->segment_blobs <= blob_limit(tail)) {
+        *out = segment;
+        return DS_OK;
+    }
+    uint64_t now = ds__os_now_ns();
+    struct ds_segment_header header = {
+        .base = segment->end,
+        .size = next_segment_size(tail, length, now),
+        .hash_seed = store->hash_seed,
+        .first_sequence = tail->sequence + 1,
+        .before_base = tail->segment_base,
+        .before_end = tail->offset,
+        .before_sequence = tail->sequence,
+        .before_crc = tail->crc,
+    };
+    memcpy(header.uuid, store->uuid, sizeof header.uuid);
+    struct ds_segment *next;
+    status = ds__segment_create(&store->segments, &header, &next);
+    if (status == DS_OK)
+        status = ds__segments_add(&store->segments, next);
+    if (status != DS_OK)
+        return status;
+    after->offset = next->base + DS_SEGMENT_HEADER;
+    after->segment_base = next->base;
+    after->segment_size = header.size;
+    after->opened_ns = now;
+    after->crc = next->header_crc;
+    after->sealed = 0;
+    after->segment_blobs = 0;
+    after->largest_frame = tail->largest_frame / 2; /* it is forgotten by and by */
+    *out = next;
+    return DS_OK;
+}
+
+static void populate_ahead(struct ds_segment *segment, uint64_t begin, uint64_t end) {
+    if (end <= segment->populated)
+        return;
+    uint64_t start = segment->populated > begin ? segment->populated : begin;
+    uint64_t from = (start - segment->base) & ~UINT64_C(4095);
+    uint64_t to = end - segment->base + POPULATE_AHEAD;
+    if (to > segment->mapping.size)
+        to = segment->mapping.size;
+    ds__os_populate(segment->mapping.bytes + from, to - from);
+    segment->populated = segment->base + to;
+}
+
+/* ---- 2 to 7 ---------------------------------------------------------------------------------------------------- */
+
+static void account(struct ds_tail *after, const ds_change *change, const struct ds_plan *plan) {
+    if (plan->previous == 0)
+        after->slots_used++;
+    if (plan->replaced_bytes != 0) {
+        after->live_bytes -= plan->replaced_bytes;
+        after->keys[change->keyspace]--;
+    }
+    if (plan->op != DS_RECORD_TOMBSTONE) {
+        after->live_bytes += plan->length;
+        after->keys[change->keyspace]++;
+    }
+    if (plan->op == DS_RECORD_BLOB) {
+        after->live_bytes += plan->blob.size;
+        after->blob_bytes += plan->blob.size;
+    }
+}
+
+static void write_record(unsigned char *at, uint64_t offset, uint32_t seed, uint64_t sequence, const ds_change *change,
+                         const struct ds_plan *plan) {
+    struct ds_record *record = (struct ds_record *)(void *)at;
+    uint64_t value_size;
+    const void *value = ds__logged_value(change, plan, &value_size);
+    record->sequence = plan->sequence != 0 ? plan->sequence : sequence;
+    record->previous = plan->previous;
+    record->value_size = value_size;
+    record->key_size = (uint32_t)change->key_size;
+    record->op = plan->op;
+    record->keyspace = change->keyspace;
+    uint32_t record_seed = ds__record_seed(seed, offset, record);
+    record->check = (uint16_t)record_seed;
+    /* The padding is zero already: a segment is zero beyond its tail. */
+    if (change->key_size > 0)
+        memcpy(at + sizeof *record, change->key, change->key_size);
+    if (value_size > 0)
+        memcpy(at + sizeof *record + DS_ALIGN(change->key_size), value, value_size);
+    /* Of the log's bytes, not of the caller's buffer, which the caller may be changing. */
+    record->hash = ds__record_hash(record_seed, record, plan->length);
+}
+
+static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, struct ds_segment *segment,
+                        const ds_change *changes, const struct ds_plan *plans, size_t count, uint64_t length,
+                        struct ds_tail *after) {
+    struct ds_control *control = store->control;
+    uint64_t begin = after->offset, end = begin + length;
+    uint32_t before = after->crc;
+    after->offset = end;
+    after->sequence = control->tail.sequence + (type == DS_FRAME_COMMIT);
+    if (after->largest_frame < length)
+        after->largest_frame = length;
+    uint32_t records = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!plans[i].write)
+            continue;
+        records++;
+        if (type == DS_FRAME_COMMIT) /* the other types change nothing that counts */
+            account(after, &changes[i], &plans[i]);
+        if (plans[i].op == DS_RECORD_BLOB) {
+            after->last_blob = begin;
+            after->segment_blobs += plans[i].blob.size;
+        }
+    }
+    populate_ahead(segment, begin, end);
+
+    control->intent.begin = begin;
+    control->intent.after = *after;
+    atomic_store_explicit(&control->intent.end, end, memory_order_release);
+    /* Only against the compiler: what comes next must not be stored before the intent. */
+    atomic_signal_fence(memory_order_seq_cst);
+
+    struct ds_frame *frame = (struct ds_frame *)(void *)ds__segment_at(segment, begin);
+    uint64_t at = begin + sizeof *frame;
+    for (size_t i = 0; i < count; i++) {
+        if (!plans[i].write)
+            continue;
+        write_record(ds__segment_at(segment, at), at, segment->seed, after->sequence, &changes[i], &plans[i]);
+        at += plans[i].length;
+    }
+    uint64_t word0 = ds__word0(length, type);
+    frame->sequence = after->sequence;
+    frame->count = records;
+    frame->crc = ds__frame_crc(segment->seed, begin, before, word0, frame);
+    after->crc = frame->crc;
+    atomic_store_explicit((_Atomic uint64_t *)&frame->word0, word0, memory_order_release);
+
+    at = begin + sizeof *frame;
+    for (size_t i = 0; i < count; i++) {
+        if (!plans[i].write || plans[i].op == DS_RECORD_START)
+            continue;
+        if (records == 1)
+            ds__index_set(index, plans[i].slot, ds__slot(at, plans[i].hash));
+        else /* an earlier record of this batch may have taken the empty slot that was found */
+            ds__index_apply(index, plans[i].hash, at, plans[i].previous);
+        at += plans[i].length;
+    }
+
+    atomic_store_explicit(&control->committed, end, memory_order_release);
+    control->tail = *after;
+    atomic_store_explicit(&control->intent.end, 0, memory_order_release);
+}
+
+ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
+                     uint64_t length) {
+    struct ds_index *index;
+    struct ds_segment *segment;
+    struct ds_tail after = store->control->tail;
+    ds_status status = ds__index_now(store, &index);
+    if (status == DS_OK)
+        status = place_frame(store, length, &after, &segment);
+    if (status == DS_OK)
+        write_frame(store, type, index, segment, changes, plans, count, length, &after);
+    return status;
+}

@@ -1,0 +1,166 @@
+/* log.c: which files there are, and walking the frames in them. See log.h. */
+#include "log.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- what is in the directory ---------------------------------------------------------------------------------- */
+
+bool ds__is_blob_name(const char *name) {
+    return strlen(name) == 21 && strcmp(name + 16, ".blob") == 0;
+}
+
+static ds_status take_stock(void *context, const char *name) {
+    struct ds_inventory *found = context;
+    uint64_t number;
+    if (ds__segment_parse_name(name, &number)) {
+        if (found->count == found->room) {
+            size_t room = found->room ? 2 * found->room : 64;
+            uint64_t *bases = realloc(found->bases, room * sizeof *bases);
+            if (bases == NULL)
+                return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+            found->bases = bases;
+            found->room = room;
+        }
+        found->bases[found->count++] = number;
+    } else if (ds__index_parse_name(name, &number)) {
+        if (number > found->newest_generation)
+            found->newest_generation = number;
+    } else if (strcmp(name, DS_CONTROL_NAME) == 0) {
+        found->control = true;
+    } else if (strcmp(name, "floor") == 0) {
+        found->floor = true;
+    } else if (ds__is_blob_name(name)) {
+        found->blobs = true;
+    } else if (strcmp(name, DS_SEGMENT_DRAFT) != 0 && strcmp(name, DS_CONTROL_DRAFT) != 0) {
+        found->foreign = true;
+        snprintf(found->foreign_name, sizeof found->foreign_name, "%s", name);
+    }
+    return DS_OK;
+}
+
+static int by_number(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+ds_status ds__inventory(const struct ds_directory *directory, struct ds_inventory *out) {
+    memset(out, 0, sizeof *out);
+    ds_status status = ds__os_directory_list(directory, take_stock, out);
+    if (status != DS_OK) {
+        free(out->bases);
+        out->bases = NULL;
+        return status;
+    }
+    if (out->count > 1)
+        qsort(out->bases, out->count, sizeof *out->bases, by_number);
+    return DS_OK;
+}
+
+/* ---- reading the log ------------------------------------------------------------------------------------------- */
+
+struct walk {
+    ds_store *store;
+    ds__frame_visitor *visit;
+    void *context;
+    uint64_t end; /* walk no further; UINT64_MAX: to wherever it ends */
+};
+
+static void note_head(const struct ds_frame *frame, struct ds_log_end *end) {
+    if (ds__frame_type(frame->word0) != DS_FRAME_HEAD)
+        return;
+    const struct ds_record *record = (const struct ds_record *)(const void *)(frame + 1);
+    uint64_t start;
+    memcpy(&start, ds__record_value(record, record->key_size), sizeof start);
+    if (start > end->head)
+        end->head = start;
+}
+
+/* The frames of one segment, from end->offset. Stops at the first word0 of zero, and at a bad frame with end->torn. */
+static ds_status walk_segment(const struct walk *walk, struct ds_segment *segment, struct ds_log_end *end) {
+    while (end->offset < walk->end && segment->end - end->offset >= sizeof(struct ds_frame)) {
+        const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, end->offset);
+        if (frame->word0 == 0)
+            break;
+        if (!ds__frame_valid(frame, segment->end - end->offset, segment->seed, end->offset, end->crc) ||
+            frame->sequence < end->sequence ||
+            (frame->sequence == end->sequence && ds__frame_type(frame->word0) == DS_FRAME_COMMIT)) {
+            end->torn = true;
+            break;
+        }
+        ds_status status = walk->visit(walk->context, segment, end->offset, frame);
+        if (status != DS_OK)
+            return status;
+        note_head(frame, end);
+        end->sequence = frame->sequence;
+        end->crc = frame->crc;
+        end->offset += ds__frame_length(frame->word0);
+    }
+    return DS_OK;
+}
+
+/* Does this segment go on where the last one ended? */
+static bool linked(const struct ds_segment *segment, const struct ds_log_end *end) {
+    const struct ds_segment_header *header = ds__segment_header(segment);
+    if (end->segment == NULL)
+        return true; /* whether the log may begin here is for pick_start() to say */
+    return header->base == end->segment->end && header->before_base == end->segment->base &&
+           header->before_end == end->offset && header->before_crc == end->crc &&
+           header->before_sequence >= end->sequence; /* higher after a recovery that left the gap */
+}
+
+/* Walks segment after segment. A status other than DS_OK is about the world (or a visitor), never about where the log
+ * ends: that is in `end`. */
+static ds_status walk_segments(const struct walk *walk, const struct ds_inventory *files, struct ds_log_end *end) {
+    memset(end, 0, sizeof *end);
+    for (size_t i = files->first; i < files->count; i++) {
+        struct ds_segment *segment;
+        if (end->segment != NULL && end->offset >= walk->end)
+            break;
+        ds_status status = ds__segments_get(&walk->store->segments, files->bases[i], &segment);
+        if (status == DS_CORRUPT || status == DS_MISSING || (status == DS_OK && !linked(segment, end))) {
+            end->torn = true;
+            break;
+        }
+        if (status != DS_OK)
+            return status;
+        /* Torn bytes that the segment before ends with are history: recovery or repair sealed it there, and this
+         * header vouches for exactly that end. */
+        end->torn = false;
+        end->segment = segment;
+        end->offset = segment->base + DS_SEGMENT_HEADER;
+        end->crc = segment->header_crc;
+        if (end->sequence < ds__segment_header(segment)->before_sequence)
+            end->sequence = ds__segment_header(segment)->before_sequence;
+        end->segments = i + 1;
+        status = walk_segment(walk, segment, end);
+        if (status != DS_OK)
+            return status;
+    }
+    return DS_OK;
+}
+
+ds_status ds__log_read(ds_store *store, const struct ds_inventory *files, ds__frame_visitor *visit, void *context,
+                       struct ds_log_end *end) {
+    struct walk walk = {store, visit, context, UINT64_MAX};
+    return walk_segments(&walk, files, end);
+}
+
+ds_status ds__log_walk(ds_store *store, uint64_t limit, ds__frame_visitor *visit, void *context) {
+    struct ds_inventory files;
+    ds_status status = ds__inventory(&store->directory, &files);
+    if (status != DS_OK)
+        return status;
+    uint64_t start = atomic_load_explicit(&store->control->start, memory_order_relaxed);
+    while (files.first < files.count && files.bases[files.first] < start)
+        files.first++;
+    struct walk walk = {store, visit, context, limit};
+    struct ds_log_end end;
+    status = walk_segments(&walk, &files, &end);
+    free(files.bases);
+    if (status == DS_OK && end.offset < limit)
+        status = ds__fail(DS_CORRUPT, 0, "%s: the log makes no sense at offset %llu, but was committed up to %llu",
+                          store->directory.path, (unsigned long long)end.offset, (unsigned long long)limit);
+    return status;
+}

@@ -1,0 +1,270 @@
+/* rebuild.c: reading the whole log into an index. See rebuild.h.
+ *
+ * The rule for a log that stops making sense at offset p, by the floor, which is how far it is known to be on disk:
+ *   p below the floor    damage. CorruptionError, nothing is changed.
+ *   p at or above it     the torn tail of a power loss: what comes after p was never promised. It is dropped and
+ *                        counted; the next commit opens a new segment, so that no frame ever follows torn bytes. */
+#include "rebuild.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* After an unclean end of a boot, sequences go on this much higher: those between may have been seen by somebody before
+ * the power went, and must not come back for other data. */
+#define SEQUENCE_GAP (UINT64_C(1) << 32)
+
+/* ---- indexing what was read ------------------------------------------------------------------------------------ */
+
+static void insert_slot(struct ds_index *index, uint64_t hash, uint64_t offset) {
+    uint64_t at = hash & index->mask;
+    while (atomic_load_explicit(&index->slots[at], memory_order_relaxed) != 0)
+        at = (at + 1) & index->mask;
+    atomic_store_explicit(&index->slots[at], ds__slot(offset, hash), memory_order_relaxed);
+}
+
+static ds_status double_index(struct ds_rebuild *rebuild) {
+    struct ds_index *larger;
+    ds_status status = ds__index_private(0, (rebuild->index->mask + 1) * 2, &larger);
+    if (status != DS_OK)
+        return status;
+    for (uint64_t at = 0; at <= rebuild->index->mask; at++) {
+        uint64_t slot = rebuild->index->slots[at];
+        struct ds_found found;
+        if (slot == 0)
+            continue;
+        status = ds__record_at(rebuild->store, ds__slot_offset(slot), &found);
+        if (status != DS_OK) {
+            ds__index_free(larger);
+            return status;
+        }
+        insert_slot(larger,
+                    ds__hash(rebuild->store->hash_seed, found.record->keyspace, ds__record_key(found.record),
+                             found.record->key_size),
+                    found.offset);
+    }
+    ds__index_free(rebuild->index);
+    rebuild->index = larger;
+    return DS_OK;
+}
+
+static ds_status index_record(struct ds_rebuild *rebuild, uint64_t offset, const struct ds_record *record) {
+    struct ds_tail *tail = &rebuild->tail;
+    uint64_t hash = ds__hash(rebuild->store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
+    struct ds_found found;
+    bool gone = false;
+    ds_status status = ds__find(rebuild->store, rebuild->index, hash, record->keyspace, ds__record_key(record),
+                                record->key_size, &found, &gone);
+    if (status == DS_OK && found.record->op != DS_RECORD_TOMBSTONE) {
+        tail->live_bytes -= ds__live_size(found.record);
+        tail->keys[record->keyspace]--;
+    }
+    if (status == DS_OK) {
+        ds__index_set(rebuild->index, found.slot, ds__slot(offset, hash));
+    } else if (status == DS_MISSING) {
+        insert_slot(rebuild->index, hash, offset);
+        tail->slots_used++;
+    } else {
+        return status;
+    }
+    if (record->op != DS_RECORD_TOMBSTONE) {
+        tail->live_bytes += ds__live_size(record);
+        tail->keys[record->keyspace]++;
+    }
+    return DS_OK;
+}
+
+static ds_status index_frame(void *context, struct ds_segment *segment, uint64_t offset, const struct ds_frame *frame) {
+    struct ds_rebuild *rebuild = context;
+    struct ds_tail *tail = &rebuild->tail;
+    uint64_t length = ds__frame_length(frame->word0);
+    if (ds__frame_type(frame->word0) == DS_FRAME_HEAD)
+        return DS_OK;
+    if (tail->largest_frame < length)
+        tail->largest_frame = length;
+    uint64_t at = offset + sizeof *frame;
+    for (uint32_t i = 0; i < frame->count; i++) {
+        const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
+        if (tail->slots_used + 1 > ds__index_limit(rebuild->index->mask + 1)) {
+            ds_status status = double_index(rebuild);
+            if (status != DS_OK)
+                return status;
+        }
+        ds_status status = index_record(rebuild, at, record);
+        if (status != DS_OK)
+            return status;
+        if (record->op == DS_RECORD_BLOB)
+            tail->last_blob = offset;
+        at += ds__record_length(record->key_size, record->value_size);
+    }
+    return DS_OK;
+}
+
+static uint64_t count_dead(const struct ds_segment *segment, uint64_t from) {
+    const unsigned char *bytes = segment->mapping.bytes;
+    uint64_t last = segment->mapping.size;
+    while (last > from - segment->base && bytes[last - 1] == 0)
+        last--;
+    return last - (from - segment->base);
+}
+
+/* The rule at the head of this file. */
+static ds_status judge_end(ds_store *store, const struct ds_inventory *files, const struct ds_floor *floor,
+                           struct ds_log_end *end) {
+    if (end->offset < floor->offset || end->segment == NULL)
+        return ds__fail(DS_CORRUPT, 0,
+                        "%s: the log is damaged at offset %llu, below offset %llu up to which it was safely on disk; "
+                        "nothing was changed. Restore the directory from a copy, or repair the store",
+                        store->directory.path, (unsigned long long)end->offset, (unsigned long long)floor->offset);
+    uint64_t dead = count_dead(end->segment, end->offset);
+    end->torn = end->torn || dead > 0;
+    end->dropped = dead;
+    for (size_t i = end->segments; i < files->count; i++)
+        end->dropped += DS_SEGMENT_HEADER; /* at least; what else they held cannot be told */
+    return DS_OK;
+}
+
+static ds_status read_run(ds_store *store, const struct ds_inventory *files, struct ds_rebuild *rebuild,
+                          struct ds_log_end *end) {
+    memset(rebuild, 0, sizeof *rebuild);
+    rebuild->store = store;
+    ds_status status = ds__index_private(0, DS_INDEX_MIN, &rebuild->index);
+    if (status != DS_OK)
+        return status;
+    status = ds__log_read(store, files, index_frame, rebuild, end);
+    if (status != DS_OK) {
+        ds__index_free(rebuild->index);
+        rebuild->index = NULL;
+    }
+    return status;
+}
+
+/* The segment that begins the unbroken run which ends with number `last`. */
+static size_t run_before(ds_store *store, const struct ds_inventory *files, size_t last) {
+    size_t first = last;
+    while (first > 0) {
+        struct ds_segment *segment;
+        if (ds__segments_get(&store->segments, files->bases[first - 1], &segment) != DS_OK ||
+            segment->end != files->bases[first])
+            break;
+        first--;
+    }
+    return first;
+}
+
+/* Reads the log from its start: the first segment of the last unbroken run that may be one. A run may begin the log if it
+ * begins with the first segment ever, or if a HEAD in it says that everything below some offset in it was dropped. What
+ * lies before it are leftovers of that; what lies behind it is torn. */
+static ds_status pick_start(ds_store *store, struct ds_inventory *files, struct ds_rebuild *rebuild,
+                            struct ds_log_end *end) {
+    size_t last = files->count - 1;
+    for (;;) {
+        files->first = run_before(store, files, last);
+        ds_status status = read_run(store, files, rebuild, end);
+        if (status != DS_OK)
+            return status;
+        uint64_t base = files->bases[files->first];
+        if (end->segment != NULL && (base == 0 || end->head >= base))
+            return DS_OK;
+        ds__index_free(rebuild->index);
+        rebuild->index = NULL;
+        if (files->first == 0)
+            return ds__fail(DS_CORRUPT, 0,
+                            "%s: the log's first segments are missing; nothing was changed. Restore the "
+                            "*.log files from a copy",
+                            store->directory.path);
+        last = files->first - 1;
+    }
+}
+
+ds_status ds__rebuild(ds_store *store, struct ds_inventory *files, struct ds_rebuild *out) {
+    struct ds_floor floor;
+    struct ds_log_end end;
+    memset(out, 0, sizeof *out);
+    ds_status status = ds__floor_read(&store->directory, store->uuid, &floor);
+    if (status == DS_OK)
+        status = pick_start(store, files, out, &end);
+    if (status == DS_OK)
+        status = judge_end(store, files, &floor, &end);
+    if (status != DS_OK) {
+        ds__index_free(out->index);
+        out->index = NULL;
+        return status;
+    }
+    ds__segments_drop(&store->segments, end.segment->end);
+    bool clean = (floor.flags & DS_FLOOR_CLEAN) != 0 && floor.offset == end.offset;
+    uint64_t sequence = floor.sequence > end.sequence ? floor.sequence : end.sequence;
+    struct ds_tail *tail = &out->tail;
+    tail->offset = end.offset;
+    tail->segment_base = end.segment->base;
+    tail->segment_size = end.segment->end - end.segment->base;
+    tail->sequence = clean ? sequence : sequence + SEQUENCE_GAP;
+    tail->crc = end.crc;
+    tail->sealed = end.torn;
+    out->end = end;
+    out->floor = floor;
+    out->start = files->bases[files->first];
+    return DS_OK;
+}
+
+/* ---- blobs that nothing names ---------------------------------------------------------------------------------- */
+
+struct sweep {
+    ds_store *store;
+    uint64_t *live; /* ids, ascending */
+    size_t count, room;
+};
+
+static int by_number(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static ds_status note_blobs(struct sweep *sweep, const struct ds_index *index, uint64_t *bytes) {
+    for (uint64_t at = 0; at <= index->mask; at++) {
+        uint64_t slot = index->slots[at];
+        struct ds_found found;
+        struct ds_blob_reference blob;
+        if (slot == 0)
+            continue;
+        ds_status status = ds__record_at(sweep->store, ds__slot_offset(slot), &found);
+        if (status != DS_OK)
+            return status;
+        if (found.record->op != DS_RECORD_BLOB)
+            continue;
+        memcpy(&blob, ds__record_value(found.record, found.record->key_size), sizeof blob);
+        if (sweep->count == sweep->room) {
+            size_t room = sweep->room ? 2 * sweep->room : 16;
+            uint64_t *live = realloc(sweep->live, room * sizeof *live);
+            if (live == NULL)
+                return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+            sweep->live = live;
+            sweep->room = room;
+        }
+        sweep->live[sweep->count++] = blob.id;
+        *bytes += blob.size;
+    }
+    if (sweep->count > 1)
+        qsort(sweep->live, sweep->count, sizeof *sweep->live, by_number);
+    return DS_OK;
+}
+
+static ds_status sweep_blob(void *context, const char *name) {
+    const struct sweep *sweep = context;
+    if (!ds__is_blob_name(name))
+        return DS_OK;
+    struct ds_blob_reference blob = {.id = strtoull(name, NULL, 16)};
+    if (sweep->count == 0 || bsearch(&blob.id, sweep->live, sweep->count, sizeof blob.id, by_number) == NULL)
+        ds__blob_remove(sweep->store, &blob);
+    return DS_OK;
+}
+
+/* A process died between writing a blob and committing it, or the blob's last record is dead. */
+ds_status ds__rebuild_blobs(struct ds_rebuild *rebuild) {
+    struct sweep sweep = {.store = rebuild->store};
+    rebuild->tail.blob_bytes = 0;
+    ds_status status = note_blobs(&sweep, rebuild->index, &rebuild->tail.blob_bytes);
+    if (status == DS_OK)
+        status = ds__os_directory_list(&rebuild->store->directory, sweep_blob, &sweep);
+    free(sweep.live);
+    return status;
+}
