@@ -10,9 +10,8 @@
 
 A run is a dataflow id, which dora makes anew at each start. Within a run state is always carried on, also when dora
 restarts our host. Between runs, after a clean stop, a run starts empty; after any other end, and also when we cannot
-tell, it adopts the state. `keep` always adopts, `fresh` never. Starting empty renames the directory aside; it is
-deleted when the run is over or the next begins. So what was half deleted is never adopted, and an operator that
-cannot even be imported has cost nothing.
+tell, it adopts the state. `keep` always adopts, `fresh` never. Starting empty first renames the directory aside:
+what was half deleted is never adopted.
 
 A node id never becomes a path component as it is: see `escape`.
 """
@@ -60,8 +59,6 @@ class Claim:
     adopted: bool
     """Whether `path` holds state from before."""
     _name: str = field(repr=False)
-    _past: dict[str, Any] = field(repr=False)
-    _aside: Path | None = field(repr=False)
     _lock: LockFile = field(repr=False)
     _membership: Membership = field(repr=False)
 
@@ -74,24 +71,8 @@ class Claim:
         if clean:
             self._membership.leave_cleanly(self._name)
             self._lock.write({**self._lock.read(), "ended": "clean"})
-        self._release()
-
-    def abandon(self) -> None:
-        """Gives the state back as it was found, because the operator never ran."""
-        if self._aside:
-            with contextlib.suppress(FileNotFoundError):
-                _set_aside(self.path)
-            self._aside.rename(self.path)
-            _sync_directory(self.path.parent)
-        self._lock.write(self._past)
-        self._release()
-
-    def _release(self) -> None:
-        try:
-            _sweep(self.path)
-        finally:
-            self._membership.close()
-            self._lock.close()
+        self._membership.close()
+        self._lock.close()
 
 
 def claim(
@@ -128,14 +109,10 @@ def claim(
             )
         past = lock.read()
         adopted = _is_adopted(root / name, past, dataflow_id, keep=keep, fresh=fresh)
-        _sweep(root / name)
         member = join_shared(root, dataflow_id, operator=name, keep=keep)
         undo.callback(member.close)
-        aside = None
-        if not adopted and (root / name).exists():
-            # Durable before the new run is on record: else a power loss could leave the old state together with a
-            # record that says to adopt it.
-            aside = _set_aside(root / name)
+        if not adopted:
+            _discard(root / name)
         lock.write(
             {"ended": "no", "dataflow_id": dataflow_id, "node_id": node_id, "pid": os.getpid()}
         )
@@ -143,7 +120,7 @@ def claim(
     if adopted:
         reason = _reason(past, dataflow_id)
         log.info("node %s adopts the state in %s: %s", node_id, root / name, reason)
-    return Claim(root / name, root / "shared", adopted, name, past, aside, lock, member)
+    return Claim(root / name, root / "shared", adopted, name, lock, member)
 
 
 def join_shared(
@@ -225,15 +202,13 @@ def _is_adopted(
     return present and (keep or not (fresh or past.get("ended") == "clean"))
 
 
-def _set_aside(path: Path) -> Path:
-    aside = path.with_name(f"{path.name}.discarded-{secrets.token_hex(8)}")
-    path.rename(aside)
-    _sync_directory(path.parent)
-    return aside
-
-
-def _sweep(path: Path) -> None:
-    """Deletes what was set aside before."""
+def _discard(path: Path) -> None:
+    """Deletes the state at `path`, so that at every moment it is there whole or not at all."""
+    if path.exists():
+        path.rename(path.with_name(f"{path.name}.discarded-{secrets.token_hex(8)}"))
+        # Durable before the new run is on record: else a power loss could leave the old state together with a record
+        # that says to adopt it.
+        _sync_directory(path.parent)
     for discarded in path.parent.glob(f"{path.name}.discarded-*"):
         shutil.rmtree(discarded)
 

@@ -56,7 +56,10 @@ def _parse(text: str) -> Any:
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise OperatorError(f"DORA_NODE_CONFIG cannot be read: {error}") from error
+        problem = " ".join(str(error).split())
+        raise OperatorError(
+            f"DORA_NODE_CONFIG is not YAML ({problem}); let dora 1.1 start this node"
+        ) from error
 
 
 def _state_dir(node: dict[str, Any]) -> str | None:

@@ -120,21 +120,6 @@ def test_what_was_set_aside_is_deleted_by_the_next_run_and_never_adopted(flow):
     assert [path.name for path in state.glob("*.discarded-*")] == ["counterfeit.discarded-0"]
 
 
-@pytest.mark.parametrize("clean", [True, False])
-@pytest.mark.parametrize("opened", [True, False])
-def test_an_abandoned_claim_changes_nothing(flow, clean, opened):
-    run_once(flow, RUNS[0], clean=clean)
-    before = {path.name for path in (flow / "state").iterdir()}
-    record = (flow / "state/counter.lock").read_bytes()
-    mine = claim(RUNS[1], "counter", cwd=flow)
-    if opened:
-        Store(mine.path).close()
-    mine.abandon()
-    assert {path.name for path in (flow / "state").iterdir()} == before
-    assert (flow / "state/counter.lock").read_bytes() == record
-    assert keys(flow / "state/counter") == ["n"]
-
-
 # Within a run
 
 HOST = """
