@@ -79,24 +79,17 @@ def main() -> None:
     chance = random.Random(seed)
     moments = sorted(chance.uniform(0, 0.95 * seconds) for _ in range(kills))
     restart_ms: list[float] = []
-    begin = 0.0
+    begin = 0.0  # when the first number came
 
     kvs_write("counter/restart_ms", msgpack.packb(restart_ms))
     for event in Node():
         if event["type"] == "STOP" or not moments:
             break
-        if (
-            event["type"] == "INPUT"
-            and event["id"] == "number"
-            and not begin
-            and event["value"][0].as_py() > 0
-        ):
+        if event["type"] == "INPUT" and event["id"] == "number" and not begin:
             begin = time.monotonic()
         elif begin and time.monotonic() - begin >= moments[0]:
             del moments[0]
-            time.sleep(
-                chance.uniform(0, TICK_S)
-            )  # not always in step with the timer, and so with the source
+            time.sleep(chance.uniform(0, TICK_S))  # or it would keep in step with the source
             restart_ms.append(kill_once())
             kvs_write("counter/restart_ms", msgpack.packb(restart_ms))
 

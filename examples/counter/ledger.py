@@ -21,14 +21,13 @@ class Ledger:
         self._error = 0  # by how much the total was off at the last output
 
     def take(self, number: int, total: int) -> None:
-        """Enters one output of the operator. Zeros, before the count, only must not change the total."""
-        if number and number in self._seen:
+        """Enters one output of the operator."""
+        if number in self._seen:
             self.twice += 1
             self.problems.append(f"number {number} came out again")
         elif number < self._last:
             self.problems.append(f"number {number} came out after {self._last}")
-        if number:
-            self._seen.add(number)
+        self._seen.add(number)
         self._last = number
 
         error = total - number * (number + 1) // 2

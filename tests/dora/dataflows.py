@@ -15,6 +15,7 @@ from pathlib import Path
 
 MARK = "DORA_STATE_TEST_RUN"
 BIN = Path(sys.executable).parent
+EXAMPLE = Path(__file__).parents[2] / "examples" / "counter"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ def environment(mark: str, **more: str) -> dict[str, str]:
         # dora asks `uv run which` for a node's program; in a project's folder that would install the project.
         "UV_NO_PROJECT": "1",
         "UV_NO_SYNC": "1",
+        # Without it dora drops messages when the machine is busy.
+        "DORA_ZENOH_CONFIG_OVERLAY": str(EXAMPLE / "zenoh.json5"),
         "RUST_BACKTRACE": "0",
         "DORA_LOG_LEVEL": "stdout",
         **more,

@@ -31,7 +31,7 @@ def judge(outputs, sent=100, kills=3, restarts=3):
 
 
 def test_an_exact_run_has_no_problem():
-    ledger = judge([(0, 0), (0, 0), *right(100)])
+    ledger = judge(right(100))
     assert (ledger.lost, ledger.twice, ledger.problems) == (0, 0, [])
 
 
@@ -83,7 +83,7 @@ def test_a_number_that_was_never_sent_is_a_problem():
 
 
 def test_nothing_sent_is_a_problem():
-    assert judge([(0, 0)], sent=0).problems == ["nothing was sent"]
+    assert judge([], sent=0).problems == ["nothing was sent"]
 
 
 def test_nobody_killed_is_a_problem():
