@@ -34,9 +34,10 @@ from typing import Any, NamedTuple
 import msgpack
 
 # host to worker
-START = 1  # become incarnation k: build the operator, restore its state
-EVENT = 2
-STOP = 3  # end in order
+OPEN = 1  # which incarnation it is, and the store to open
+START = 2  # build the operator, restore its state
+EVENT = 3
+STOP = 4  # end in order
 # worker to host
 IMPORTED = 16  # the operator's file is imported
 READY = 17  # __init__ and restore_state are done

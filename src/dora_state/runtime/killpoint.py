@@ -3,9 +3,9 @@ hardly ever hit.
 
 The environment variable DORA_STATE_KILL lists them as `name@n` or `name@n=how`, separated by
 commas. For the points around an event, n is its number, and only the first attempt dies; for those
-around a start, n is the incarnation. `how` is kill (SIGKILL, the default), abort, segv, exit, quit
-(sys.exit) or raise. Without the variable, `reach` does nothing. The names, in the order in which a
-worker meets them:
+around a start, n is the incarnation, except for import, where it counts the host's workers. `how` is
+kill (SIGKILL, the default), abort, segv, exit, quit (sys.exit) or raise. Without the variable,
+`reach` does nothing. The names, in the order in which a worker meets them:
 
     import init after-init restore after-restore after-restore-commit
     event output torn-output after-output before-commit after-commit after-ack

@@ -38,7 +38,7 @@ import random
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,6 @@ class SupervisorConfig:
 
     Args:
         operator: the operator's Python file.
-        store: the directory of its private store; nobody else may write to it.
         node_id: its name in logs.
         durability: of its saves.
         standby: "fork", "process" or "off"; see zygote.py.
@@ -81,7 +80,6 @@ class SupervisorConfig:
     """
 
     operator: Path
-    store: Path
     node_id: str = "operator"
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     durability: str = "group"
@@ -160,6 +158,7 @@ class Supervisor:
 
         self._input_closed = False
         self._stop_requested = False
+        self._stop_is_clean = True
         self._deadline: float | None = None  # when the grace is over
         self._clean, self._why, self._failed = False, "", False
 
@@ -195,8 +194,12 @@ class Supervisor:
         self._input_closed = True
         self.wake()
 
-    def request_stop(self) -> None:
-        """Stop after the event that is being handled. Safe in a signal handler."""
+    def request_stop(self, *, clean: bool = True) -> None:
+        """Stop after the event that is being handled. Safe in a signal handler.
+
+        Not `clean`: whoever asks could not know what this does to the run, so state is kept.
+        """
+        self._stop_is_clean = clean
         self._stop_requested = True
         self.wake()
 
@@ -206,28 +209,35 @@ class Supervisor:
 
     # The thread that owns the loop
 
-    def start(self) -> None:
-        """Bring up the first incarnation; returns when it is ready, or degraded, or ended.
+    def load(self) -> None:
+        """Import the operator's file in a first worker. Raises OperatorError if it cannot be used.
 
-        Raises OperatorError if the operator's file cannot be used.
+        Nothing is touched on disk before the file is known to be good.
         """
         if not self.config.operator.is_file():
             raise OperatorError(
                 f"{self.config.operator} is not a file; give the path of the operator's Python "
                 "file, relative to the dataflow's folder"
             )
-        try:
-            self._open_store()
+        with self._closing_on_error():
             self._relay = Relay()
             self.workers.open()
-            self._start_worker()
+            self.workers.make_spare()
+            while not self.workers.ever_imported and self.state is not State.ENDED:
+                self._turn()
+
+    def start(self, store: Path) -> None:
+        """Bring up the first incarnation; returns when it is ready, or degraded, or ended.
+
+        Args:
+            store: the directory of the operator's private store; nobody else may write to it.
+        """
+        with self._closing_on_error():
+            if self.state is not State.ENDED:
+                self._open_store(store)
+                self._start_worker()
             while self.state in (State.STARTING, State.WAITING, State.STOPPING):
                 self._turn()
-        except BaseException:
-            self.close()
-            raise
-        if self.state is State.ENDED:
-            self.close()
 
     def run(self) -> Outcome:
         """Go on until the end, and leave no process behind."""
@@ -238,6 +248,14 @@ class Supervisor:
             self.close()
         assert self.outcome is not None
         return self.outcome
+
+    @contextlib.contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Kill what is left and free everything. Does nothing the second time."""
@@ -298,7 +316,8 @@ class Supervisor:
             if self._deadline is None:
                 self._deadline = time.monotonic() + self.config.shutdown_grace_s
             if self._is_time_to_stop():
-                self._begin_stop(clean=self._is_all_handled(), why="told to stop")
+                clean = self._is_all_handled() and self._stop_is_clean
+                self._begin_stop(clean=clean, why="told to stop")
                 return
         self._dispatch()
         if self._wants_spare() and time.monotonic() >= self.workers.spare_not_before:
@@ -406,11 +425,11 @@ class Supervisor:
         self._dispatch()
 
     def _on_death(self, dead: Worker) -> None:
+        if not self.workers.ever_imported:
+            raise import_error(self.config.operator, dead)
         if dead is not self._current:
             return
         self._current = None
-        if not self.workers.ever_imported:
-            raise import_error(self.config.operator, dead)
         self._settle(dead)
         if self.state is State.STOPPING:
             self._end()  # (8)
@@ -556,14 +575,15 @@ class Supervisor:
 
     # Setting up
 
-    def _open_store(self) -> None:
+    def _open_store(self, path: Path) -> None:
         """Open the operator's store, and go on counting where the last host stopped."""
-        self._store = Store(str(self.config.store), durability=self.config.durability)
+        self._store = Store(str(path), durability=self.config.durability)
         fence = self._store.stats()["fence"]
         self._store.fence(fence + 1)  # a worker of a host before us has no say any more
         record = step.read(self._store)
-        self.workers.incarnation = max(fence, record.incarnation)
         self._number = record.number
+        incarnation = max(fence, record.incarnation)
+        self.workers.open_store(path, self.config.durability, incarnation)
 
     def _make_zygote(self) -> Zygote:
         assert self._relay is not None
@@ -571,8 +591,6 @@ class Supervisor:
         return Zygote(
             WorkerConfig(
                 operator=str(config.operator.resolve()),
-                store=str(config.store),
-                durability=config.durability,
                 immediate=tuple(sorted(config.immediate)),
                 descriptor=config.descriptor,
                 arrow_outputs=config.arrow_outputs,

@@ -1,6 +1,7 @@
 """The worker: a child process that holds one incarnation of the operator.
 
     import the operator's file                         -> IMPORTED
+    OPEN    open the store, as incarnation k
     START   __init__, restore_state                    -> READY
     EVENT   on_event; every output                     -> OUTPUT
             one commit of the saves and the step       -> DONE
@@ -48,8 +49,6 @@ class WorkerConfig:
     """What every worker of one operator needs to know. Travels as JSON."""
 
     operator: str
-    store: str
-    durability: str = "group"
     immediate: tuple[str, ...] = ()  # outputs that do not wait for the commit
     descriptor: Any = None  # becomes self.dataflow_descriptor
     arrow_outputs: bool = False  # outputs are bytes or Arrow arrays, as dora wants them
@@ -58,9 +57,9 @@ class WorkerConfig:
         return asdict(self)
 
 
-def run(sock: socket.socket, config: WorkerConfig, incarnation: int) -> NoReturn:
-    """Be a worker until told to stop, or until the host goes away."""
-    worker = Worker(channel.Channel(sock), config, incarnation)
+def run(sock: socket.socket, config: WorkerConfig, number: int) -> NoReturn:
+    """Be the host's worker of that number, until told to stop or until the host goes away."""
+    worker = Worker(channel.Channel(sock), config, number)
     code = FAILED_EXIT
     try:
         worker.serve()
@@ -84,10 +83,11 @@ def file_signature(path: str) -> tuple[int, int]:
 
 
 class Worker:
-    def __init__(self, host: channel.Channel, config: WorkerConfig, incarnation: int) -> None:
+    def __init__(self, host: channel.Channel, config: WorkerConfig, number: int) -> None:
         self.host = host
         self.config = config
-        self.incarnation = incarnation
+        self.number = number
+        self.incarnation = 0
         self.phase = "import"
         self.store: Store | None = None
         self.operator: Any = None
@@ -99,10 +99,7 @@ class Worker:
     def serve(self) -> None:
         self._settle_in()
         signature = file_signature(self.config.operator)
-        module = load(Path(self.config.operator), self.incarnation)
-        self.store = Store(
-            self.config.store, durability=self.config.durability, incarnation=self.incarnation
-        )
+        module = load(Path(self.config.operator), self.number)
         self.host.send(channel.IMPORTED, channel.pack({"pid": os.getpid(), "signature": signature}))
         while True:
             messages = self.host.receive()
@@ -113,6 +110,10 @@ class Worker:
                     self._handle(message)
                 elif message.kind == channel.TYPE:
                     value.learn_type(self.host, message.document)
+                elif message.kind == channel.OPEN:
+                    path, durability, self.incarnation = message.document
+                    self.phase = "opening the store"
+                    self.store = Store(path, durability=durability, incarnation=self.incarnation)
                 elif message.kind == channel.START:
                     self._start(module)
                 elif message.kind == channel.STOP:
@@ -304,9 +305,9 @@ class Worker:
             self.store.close()
 
 
-def load(path: Path, incarnation: int = 0) -> ModuleType:
+def load(path: Path, number: int = 0) -> ModuleType:
     """Import an operator's file as dora does: its folder on sys.path, under the file's name."""
-    killpoint.reach("import", incarnation)
+    killpoint.reach("import", number)
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)

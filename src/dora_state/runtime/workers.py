@@ -30,11 +30,11 @@ _SPARE_BACKOFF_S = (1.0, 30.0)
 
 
 class Worker:
-    """The host's view of one worker. Its incarnation is given when it is forked, spare or not."""
+    """The host's view of one worker. Its incarnation is given with the store, spare or not."""
 
-    def __init__(self, token: int, incarnation: int, sock: socket.socket) -> None:
+    def __init__(self, token: int, sock: socket.socket) -> None:
         self.token = token  # names it towards the zygote
-        self.incarnation = incarnation
+        self.incarnation = 0
         self.channel = channel.Channel(sock)
         self.pid = 0  # told with IMPORTED
         self.pidfd: int | None = None
@@ -83,7 +83,8 @@ class Workers:
         on_death: Callable[[Worker], None],
         on_reaped: Callable[[Worker], None],
     ) -> None:
-        self.incarnation = 0  # the highest one given
+        self._incarnation = 0  # the highest one given
+        self._store: tuple[str, str] | None = None
         self.ever_imported = False
         self.closing = False  # deaths are wanted from here on
         self._make_zygote = zygote
@@ -109,6 +110,21 @@ class Workers:
     def open(self) -> None:
         self._zygote = self._make_zygote()
         self._selector.register(self._zygote, selectors.EVENT_READ, self._on_zygote)
+
+    def open_store(self, path: Path, durability: str, incarnation: int) -> None:
+        """Have the workers, also those to come, open the store; their incarnations follow the given
+        one.
+        """
+        self._incarnation = incarnation
+        self._store = str(path), durability
+        for each in self._alive.values():
+            self._give_store(each)
+
+    def _give_store(self, each: Worker) -> None:
+        if self._store is not None:
+            self._incarnation += 1
+            each.incarnation = self._incarnation
+            self.send(each, channel.OPEN, (*self._store, each.incarnation))
 
     def close(self) -> None:
         """Kill everything and wait until it is gone. Does nothing the second time."""
@@ -153,20 +169,19 @@ class Workers:
         assert self._zygote is not None
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        self.incarnation += 1
-        new = Worker(next(self._tokens), self.incarnation, ours)
+        new = Worker(next(self._tokens), ours)
         with theirs, contextlib.suppress(OSError):  # a dead zygote is noticed and replaced
-            self._zygote.spawn(new.token, new.incarnation, theirs)
+            self._zygote.spawn(new.token, theirs)
         self._alive[new.token] = self._unreaped[new.token] = new
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_socket(new))
+        self._give_store(new)
         return new
 
     # Talking
 
-    def send(self, to: Worker, kind: int) -> None:
-        """Send a message without content."""
+    def send(self, to: Worker, kind: int, document: object = None) -> None:
         with contextlib.suppress(OSError):  # it is dying; its pidfd will tell
-            to.channel.send(kind, channel.pack(None))
+            to.channel.send(kind, channel.pack(document))
         self.watch_room(to)
 
     def watch_room(self, to: Worker) -> None:
@@ -242,7 +257,7 @@ class Workers:
             each.noticed_end = time.monotonic()
         self._read(each, everything=True)
         self._forget(each)
-        if each is not self._spare:
+        if each is not self._spare or not self.ever_imported:
             self._on_death(each)
             return
         self._spare = None

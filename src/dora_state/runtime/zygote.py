@@ -6,7 +6,7 @@ new interpreter). As subreaper it adopts what a dead worker leaves behind, kills
 
 The talk is datagrams of msgpack over a seqpacket socket pair:
 
-    host to zygote   {"spawn": token, "incarnation": k}         with the worker's end of its channel
+    host to zygote   {"spawn": token}                           with the worker's end of its channel
     zygote to host   {"spawned": token}                         with its pidfd
                      {"exited": token, "status": wait status}
     end of stream    the host is gone: kill all, end
@@ -96,9 +96,9 @@ class Zygote:
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def spawn(self, token: int, incarnation: int, sock: socket.socket) -> None:
+    def spawn(self, token: int, sock: socket.socket) -> None:
         """Ask for a worker that talks over `sock`. The answer comes through `receive`."""
-        document = channel.pack({"spawn": token, "incarnation": incarnation})
+        document = channel.pack({"spawn": token})
         socket.send_fds(self.socket, [document], [sock.fileno()])
 
     def receive(self) -> tuple[dict[str, Any], int | None] | None:
@@ -186,7 +186,7 @@ class _Nursery:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_worker(sock, request["incarnation"], parent)
+            self._become_worker(sock, request["spawn"], parent)
         sock.close()
         self._workers[pid] = request["spawn"]
         # The pid cannot be reused before we reap it, and we reap only after this.
@@ -197,7 +197,7 @@ class _Nursery:
         os.close(pidfd)
         return True
 
-    def _become_worker(self, sock: socket.socket, incarnation: int, parent: int) -> NoReturn:
+    def _become_worker(self, sock: socket.socket, token: int, parent: int) -> NoReturn:
         try:
             process.die_with_parent(parent)
             signal.set_wakeup_fd(-1)
@@ -206,16 +206,16 @@ class _Nursery:
             os.close(self._wake_reader)
             os.close(self._wake_writer)
             if self._forks:
-                worker_module.run(sock, WorkerConfig(**self._config), incarnation)
-            self._become_interpreter(sock, incarnation)
+                worker_module.run(sock, WorkerConfig(**self._config), token)
+            self._become_interpreter(sock, token)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(worker_module.FAILED_EXIT)
 
-    def _become_interpreter(self, sock: socket.socket, incarnation: int) -> NoReturn:
+    def _become_interpreter(self, sock: socket.socket, token: int) -> NoReturn:
         reader = _as_file(channel.pack(self._config))
-        settings = {"socket": sock.fileno(), "config": reader, "incarnation": incarnation}
+        settings = {"socket": sock.fileno(), "config": reader, "token": token}
         for fd in (sock.fileno(), reader):
             os.set_inheritable(fd, True)
         code = _CLEAN_PATH + _BOOT.format("worker_main")
@@ -253,7 +253,7 @@ def worker_main() -> NoReturn:
         config = channel.unpack(file.read())
     sock = socket.socket(fileno=settings["socket"])
     sock.set_inheritable(False)
-    worker_module.run(sock, WorkerConfig(**config), settings["incarnation"])
+    worker_module.run(sock, WorkerConfig(**config), settings["token"])
 
 
 def _as_file(data: bytes) -> int:
