@@ -83,48 +83,48 @@ def run(options: RunOptions) -> int:
             "DORA_NODE_CONFIG is not set, so dora did not start this; write `path: dora-state` and "
             f"`args: run {options.operator}` in a dataflow's file and start that with `dora run`"
         )
-    claim = location.claim(
-        config.dataflow_id,
-        config.node_id,
-        state_dir=options.state_dir,
-        keep=options.keep,
-        fresh=options.fresh,
-        cwd=Path.cwd(),
-    )
-    outcome: Outcome | None = None
-    publisher = _Publisher(claim.shared, config.node_id)
+    shared = location.resolve(options.state_dir, Path.cwd()) / "shared"
     outlet = _Outlet()
-    try:
-        supervisor = Supervisor(
-            _supervisor_config(options, config, claim),
-            outlet.put,
-            publish=publisher.put,
-            can_send=outlet.has_room,
+    publisher = _Publisher(config.node_id)
+    supervisor = Supervisor(
+        _supervisor_config(options, config, shared),
+        outlet.put,
+        publish=publisher.put,
+        can_send=outlet.has_room,
+    )
+    outlet.wake = supervisor.wake
+    with _stop_signals(supervisor), contextlib.closing(supervisor):
+        supervisor.load()
+        claim = location.claim(
+            config.dataflow_id,
+            config.node_id,
+            state_dir=options.state_dir,
+            keep=options.keep,
+            fresh=options.fresh,
+            cwd=Path.cwd(),
         )
-        outlet.wake = supervisor.wake
-        with _stop_signals(supervisor):
-            outcome = _host(supervisor, outlet)
-    finally:
-        publisher.close()
-        claim.finish(outcome is not None and outcome.clean)
+        clean = False
+        try:
+            publisher.open(claim.shared)
+            outcome = _host(supervisor, claim.path, outlet)
+            clean = outcome.clean
+        finally:
+            supervisor.close()  # before the claim goes: two hosts must never share a store
+            publisher.close()
+            claim.finish(clean)
     log.info("ended: %s%s", outcome.why, "" if outcome.clean else " (not a clean stop)")
     return _exit_code(options, outcome)
 
 
-def _host(supervisor: Supervisor, outlet: _Outlet) -> Outcome:
-    supervisor.start()
+def _host(supervisor: Supervisor, store: Path, outlet: _Outlet) -> Outcome:
+    supervisor.start(store)
     if supervisor.state is not State.ENDED:
-        try:
-            node = _build_node()
-        except BaseException:
-            supervisor.close()
-            raise
+        node = _build_node()
         threading.Thread(target=_pump, args=(node, supervisor), name="dora-in", daemon=True).start()
         threading.Thread(target=outlet.run, args=(node,), name="dora-out", daemon=True).start()
-        supervisor.run()
-        outlet.drain(supervisor.config.shutdown_grace_s)
-    assert supervisor.outcome is not None
-    return supervisor.outcome
+    outcome = supervisor.run()
+    outlet.drain(supervisor.config.shutdown_grace_s)
+    return outcome
 
 
 def _exit_code(options: RunOptions, outcome: Outcome) -> int:
@@ -134,11 +134,10 @@ def _exit_code(options: RunOptions, outcome: Outcome) -> int:
 
 
 def _supervisor_config(
-    options: RunOptions, config: node_config.NodeConfig, claim: location.Claim
+    options: RunOptions, config: node_config.NodeConfig, shared: Path
 ) -> SupervisorConfig:
     return SupervisorConfig(
         operator=options.operator,
-        store=claim.path,
         node_id=config.node_id,
         policy=options.restart,
         durability=options.durability,
@@ -147,7 +146,7 @@ def _supervisor_config(
         immediate=options.immediate,
         queue_sizes=config.queue_sizes,
         preload=PRELOAD,
-        environment={**os.environ, SHARED_VARIABLE: str(claim.shared)},
+        environment={**os.environ, SHARED_VARIABLE: str(shared)},
         descriptor=config.descriptor,
         arrow_outputs=True,
     )
@@ -236,13 +235,17 @@ class _Outlet:
 class _Publisher:
     """Writes the latest status to the shared store, from a thread of its own."""
 
-    def __init__(self, shared: Path, node_id: str) -> None:
-        self._shared = shared
+    def __init__(self, node_id: str) -> None:
         self._key = f"dora-state/{node_id}/status"
         self._lock = threading.Condition()
         self._latest: dict[str, Any] | None = None
         self._closing = False
-        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._thread: threading.Thread | None = None
+
+    def open(self, shared: Path) -> None:
+        self._thread = threading.Thread(
+            target=self._run, args=(shared,), name="status", daemon=True
+        )
         self._thread.start()
 
     def put(self, status: dict[str, Any]) -> None:
@@ -254,9 +257,10 @@ class _Publisher:
         with self._lock:
             self._closing = True
             self._lock.notify()
-        self._thread.join(1.0)  # the shared store may be locked by a process that is stopped
+        if self._thread is not None:
+            self._thread.join(1.0)  # the shared store may be locked by a process that is stopped
 
-    def _run(self) -> None:
+    def _run(self, shared: Path) -> None:
         store: Store | None = None
         try:
             while True:
@@ -266,7 +270,7 @@ class _Publisher:
                 if status is None:
                     return
                 if store is None:
-                    store = Store(str(self._shared))
+                    store = Store(str(shared))
                 store.put(self._key, msgpack.packb(status))
         except (StateError, OSError) as error:
             log.warning("the status is not published any more: %s", error)
@@ -280,12 +284,13 @@ class _Publisher:
 
 @contextlib.contextmanager
 def _stop_signals(supervisor: Supervisor) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the operator in order. dora sends SIGTERM when its own grace after
-    STOP is over.
+    """SIGTERM and SIGINT stop the operator in order, and its state is kept for the next run.
+
+    dora says STOP for a clean end; a signal comes when its grace after that is over, or from others.
     """
 
     def stop(number: int, frame: object) -> None:
-        supervisor.request_stop()
+        supervisor.request_stop(clean=False)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

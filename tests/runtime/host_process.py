@@ -24,7 +24,6 @@ def say(**fields: object) -> None:
 def main() -> int:
     config = SupervisorConfig(
         operator=Path(sys.argv[1]),
-        store=Path(sys.argv[2]),
         policy=EAGER,
         durability="process",
         shutdown_grace_s=float(sys.argv[3]) if len(sys.argv) > 3 else 5.0,
@@ -43,7 +42,8 @@ def main() -> int:
                 {"type": "INPUT", "id": "in", "value": line.strip().encode(), "metadata": {}}
             )
 
-    supervisor.start()
+    supervisor.load()
+    supervisor.start(Path(sys.argv[2]))
     threading.Thread(target=feed, daemon=True).start()
     outcome = supervisor.run()
     say(clean=outcome.clean, why=outcome.why)

@@ -79,9 +79,7 @@ class Hosted:
         config.setdefault("durability", "process")
         config.setdefault("queue_sizes", {"in": 1_000_000})
         self.supervisor = Supervisor(
-            SupervisorConfig(
-                operator=self.operator, store=self.store_path, environment=environment, **config
-            ),
+            SupervisorConfig(operator=self.operator, environment=environment, **config),
             self._on_output,
             publish=self._on_status,
         )
@@ -89,9 +87,10 @@ class Hosted:
 
     def _run(self) -> None:
         try:
-            self.supervisor.start()
+            self.supervisor.load()
+            self.supervisor.start(self.store_path)
             self._started.set()
-            self.outcome = self.supervisor.outcome or self.supervisor.run()
+            self.outcome = self.supervisor.run()
         except BaseException as error:
             self.error = error
         finally:

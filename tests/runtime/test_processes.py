@@ -162,7 +162,10 @@ def test_a_stopped_zygote_does_not_keep_anything_alive(host_process):
 def test_the_end_of_the_host_closes_the_nodes_output_also_when_the_operator_left_a_process(
     host_process, tmp_path
 ):
-    """dora reports a node's end, and restarts it, only after EOF of its stdout and stderr."""
+    """dora reports a node's end, and restarts it, only after EOF of its stdout and stderr.
+
+    The zygote, which would kill what is left, is stopped here: the kernel kills it before it can.
+    """
     pid_file = tmp_path / "pid"
     host = host_process(
         f"""
@@ -178,7 +181,7 @@ def test_the_end_of_the_host_closes_the_nodes_output_also_when_the_operator_left
                 return 0
         """
     )
-    host.wait_running()
+    kill(host.wait_running()["zygote"], signal.SIGSTOP)
     left_behind = int(wait_file(pid_file))
     try:
         kill(host.popen.pid)
@@ -307,13 +310,15 @@ def test_sigterm_ends_the_host_in_order(host_process):
     assert host.lines[-1]["clean"] is True
 
 
-def test_an_operator_that_hangs_is_killed_when_the_grace_is_over(host_process):
+def test_an_operator_that_hangs_is_killed_when_the_grace_is_over(host_process, tmp_path):
+    marker = tmp_path / "hangs"
     host = host_process(
-        """
+        f"""
         import signal, time
 
         class Operator:
             def on_event(self, event, send_output):
+                print("hangs", file=open({str(marker)!r}, "w"))
                 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
                 send_output("hangs", b"hangs")
                 send_output("hangs", b"hangs")
@@ -323,6 +328,7 @@ def test_an_operator_that_hangs_is_killed_when_the_grace_is_over(host_process):
     )
     status = host.wait_running()
     host.send(0)
+    wait_file(marker)
     kill(host.popen.pid, signal.SIGTERM)
     assert host.popen.wait(PATIENCE_S) == 0
     host.wait_eof()
