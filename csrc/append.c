@@ -64,7 +64,7 @@ static uint64_t blob_limit(const struct ds_tail *tail) {
 static ds_status place_frame(ds_store *store, uint64_t length, struct ds_tail *after, struct ds_segment **out) {
     const struct ds_tail *tail = &store->control->tail;
     struct ds_segment *segment;
-    ds_status status = ds__segments_get(&store->segments, tail->segment_base, &segment);
+    ds_status status = ds__segments_at(&store->segments, tail->segment_base, &segment);
     if (status != DS_OK)
         return status;
     if (!tail->sealed && length <= segment->end - tail->offset && tail->segment_blobs <= blob_limit(tail)) {

@@ -234,7 +234,7 @@ static ds_status drop(struct pass *pass, uint64_t from, uint64_t to) {
     for (uint64_t base = from; base < to;) {
         struct ds_segment *segment;
         char name[DS_NAME_SIZE];
-        ds_status status = ds__segments_get(&store->segments, base, &segment);
+        ds_status status = ds__segments_at(&store->segments, base, &segment);
         if (status != DS_OK)
             return status;
         base = segment->end;
@@ -272,9 +272,9 @@ static ds_status run_pass(struct pass *pass, bool *moved) {
         ds__writer_leave(store);
         if (!go_on(&tail, to))
             break;
-        status = ds__segments_get(&store->segments, to, &segment);
+        status = ds__segments_at(&store->segments, to, &segment);
         if (status == DS_OK)
-            status = ds__segments_get(&store->segments, segment->end, &successor);
+            status = ds__segments_at(&store->segments, segment->end, &successor);
         if (status == DS_OK)
             status = empty_segment(pass, segment, successor);
         if (status != DS_OK)

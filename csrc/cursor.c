@@ -43,7 +43,7 @@ static ds_status pin_segments(ds_cursor *cursor) {
         struct ds_segment *segment;
         if (cursor->offsets[i] < end)
             continue;
-        ds_status status = ds__segments_get(&cursor->store->segments, cursor->offsets[i], &segment);
+        ds_status status = ds__segment_of(cursor->store, cursor->offsets[i], &segment);
         if (status != DS_OK)
             return status;
         struct ds_segment **pinned = realloc(cursor->pinned, (cursor->pins + 1) * sizeof(struct ds_segment *));

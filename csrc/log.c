@@ -118,7 +118,7 @@ static ds_status walk_segments(const struct walk *walk, const struct ds_inventor
         struct ds_segment *segment;
         if (end->segment != NULL && end->offset >= walk->end)
             break;
-        ds_status status = ds__segments_get(&walk->store->segments, files->bases[i], &segment);
+        ds_status status = ds__segments_at(&walk->store->segments, files->bases[i], &segment);
         if (status == DS_CORRUPT || status == DS_MISSING || (status == DS_OK && !linked(segment, end))) {
             end->torn = true;
             break;

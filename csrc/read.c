@@ -67,9 +67,17 @@ static ds_status bad_record(const ds_store *store, uint64_t offset, const char *
                     (unsigned long long)offset, what);
 }
 
+ds_status ds__segment_of(ds_store *store, uint64_t offset, struct ds_segment **out) {
+    *out = ds__segments_find(&store->segments, offset);
+    if (*out != NULL)
+        return DS_OK;
+    uint64_t start = store->control != NULL ? atomic_load_explicit(&store->control->start, memory_order_acquire) : 0;
+    return ds__segments_get(&store->segments, start, offset, out);
+}
+
 ds_status ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out) {
     struct ds_segment *segment;
-    ds_status status = ds__segments_get(&store->segments, offset, &segment);
+    ds_status status = ds__segment_of(store, offset, &segment);
     if (status != DS_OK)
         return status;
     uint64_t room = segment->end - offset;

@@ -143,7 +143,7 @@ static size_t run_before(ds_store *store, const struct ds_inventory *files, size
     size_t first = last;
     while (first > 0) {
         struct ds_segment *segment;
-        if (ds__segments_get(&store->segments, files->bases[first - 1], &segment) != DS_OK ||
+        if (ds__segments_at(&store->segments, files->bases[first - 1], &segment) != DS_OK ||
             segment->end != files->bases[first])
             break;
         first--;

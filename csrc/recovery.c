@@ -298,13 +298,16 @@ static ds_status open_existing(ds_store *store, struct ds_inventory *files) {
 }
 
 /* Lists the files and reads who the store is from the first segment. A process that has the store open may be
- * compacting: then the first segment that was listed can be gone, and another is the first. */
+ * compacting: then the first segment that was listed can be gone, and another is the first; a listing may even miss
+ * them all. */
 static ds_status look(ds_store *store, struct ds_inventory *files, bool *unborn) {
     for (int i = 0;; i++) {
         ds_status status = ds__inventory(&store->directory, files);
-        if (status != DS_OK || files->count == 0)
+        if (status != DS_OK)
             return status;
-        status = read_identity(store, files, unborn);
+        if (files->count == 0 && (!files->control || i == LOOKS))
+            return DS_OK;
+        status = files->count > 0 ? read_identity(store, files, unborn) : DS_MISSING;
         if (status == DS_OK)
             return DS_OK;
         free(files->bases);

@@ -193,46 +193,54 @@ void ds__segments_drop(struct ds_segments *segments, uint64_t base) {
     table->recent = NULL;
 }
 
-struct search {
-    uint64_t offset;
-    uint64_t base; /* the largest that is <= offset */
-    bool found;
-};
-
-static ds_status look_at_name(void *context, const char *name) {
-    struct search *search = context;
-    uint64_t base;
-    if (ds__segment_parse_name(name, &base) && base <= search->offset && (!search->found || base > search->base)) {
-        search->base = base;
-        search->found = true;
-    }
-    return DS_OK;
+static ds_status at_locked(struct ds_segments *segments, uint64_t base, struct ds_segment **out) {
+    *out = ds__segments_find(segments, base); /* another thread may have been faster */
+    if (*out != NULL)
+        return DS_OK;
+    struct ds_segment *segment;
+    ds_status status = ds__segment_open(segments, base, &segment);
+    if (status == DS_OK)
+        status = add_locked(segments, segment);
+    if (status == DS_OK)
+        *out = segment;
+    return status;
 }
 
-ds_status ds__segments_get(struct ds_segments *segments, uint64_t offset, struct ds_segment **out) {
+ds_status ds__segments_at(struct ds_segments *segments, uint64_t base, struct ds_segment **out) {
+    *out = ds__segments_find(segments, base);
+    if (*out != NULL)
+        return DS_OK;
+    pthread_mutex_lock(&segments->changing);
+    ds_status status = at_locked(segments, base, out);
+    pthread_mutex_unlock(&segments->changing);
+    return status;
+}
+
+/* The mapped segment with the highest base that is <= offset. */
+static struct ds_segment *last_before(struct ds_segments *segments, uint64_t offset) {
+    const struct ds_segment_table *table = segments->table;
+    struct ds_segment *last = NULL;
+    for (uint32_t i = 0; i < table->count && table->items[i]->base <= offset; i++)
+        last = table->items[i];
+    return last;
+}
+
+ds_status ds__segments_get(struct ds_segments *segments, uint64_t start, uint64_t offset, struct ds_segment **out) {
     *out = ds__segments_find(segments, offset);
     if (*out != NULL)
         return DS_OK;
     pthread_mutex_lock(&segments->changing);
+    struct ds_segment *segment = last_before(segments, offset);
     ds_status status = DS_OK;
-    *out = ds__segments_find(segments, offset); /* another thread may have been faster */
-    if (*out == NULL) {
-        struct search search = {offset, 0, false};
-        struct ds_segment *segment = NULL;
-        status = ds__os_directory_list(segments->directory, look_at_name, &search);
-        if (status == DS_OK && search.found)
-            status = ds__segment_open(segments, search.base, &segment);
-        if (status == DS_OK && (segment == NULL || !holds(segment, offset))) {
-            if (segment != NULL)
-                ds__mapping_unpin(&segment->mapping);
-            status = ds__fail(DS_MISSING, 0, "%s: no segment holds log offset %llu", segments->directory->path,
-                              (unsigned long long)offset);
-        } else if (status == DS_OK) {
-            status = add_locked(segments, segment);
-        }
-        if (status == DS_OK)
-            *out = segment;
-    }
+    if (segment == NULL)
+        status = at_locked(segments, start, &segment);
+    while (status == DS_OK && offset >= segment->end)
+        status = at_locked(segments, segment->end, &segment);
+    if (status == DS_OK && offset < segment->base) /* the log has moved on past it */
+        status = ds__fail(DS_MISSING, 0, "%s: log offset %llu was compacted away", segments->directory->path,
+                          (unsigned long long)offset);
+    if (status == DS_OK)
+        *out = segment;
     pthread_mutex_unlock(&segments->changing);
     return status;
 }

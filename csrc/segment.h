@@ -87,8 +87,12 @@ void ds__segments_reclaim(struct ds_segments *segments, uint64_t start);
 
 /* The mapped segment that holds `offset`, NULL when none is mapped. Lock-free. */
 struct ds_segment *ds__segments_find(struct ds_segments *segments, uint64_t offset);
-/* As above, but maps the file when need be. DS_MISSING when no segment on disk holds the offset. */
-ds_status ds__segments_get(struct ds_segments *segments, uint64_t offset, struct ds_segment **out);
+/* The segment of exactly that base, mapped when need be. DS_MISSING when there is no such file. */
+ds_status ds__segments_at(struct ds_segments *segments, uint64_t base, struct ds_segment **out);
+/* The segment that holds `offset`, mapped when need be: by going from the last mapped one before it, or from the `start` of
+ * the log, from each segment's end to the next one's base. Not by listing the directory: readdir() may miss a file
+ * while others come and go. DS_MISSING: compaction has passed it. */
+ds_status ds__segments_get(struct ds_segments *segments, uint64_t start, uint64_t offset, struct ds_segment **out);
 /* Maps the segment of that base and checks its header; to be handed to ds__segments_add() or unpinned. */
 ds_status ds__segment_open(const struct ds_segments *segments, uint64_t base, struct ds_segment **out);
 /* Checks a header against its file: CORRUPT or FORMAT with a sentence. `uuid` NULL: any store's. */

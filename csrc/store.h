@@ -52,6 +52,8 @@ struct ds_found {
     struct ds_segment *segment;
 };
 
+/* The segment that holds `offset`. DS_MISSING: compaction has passed it. */
+ds_status ds__segment_of(ds_store *store, uint64_t offset, struct ds_segment **out);
 /* The record that a slot or a `previous` names, within bounds of its segment; its checksum is not looked at. */
 ds_status ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out);
 bool ds__record_is(const struct ds_record *record, uint8_t keyspace, const void *key, size_t key_size);

@@ -91,7 +91,7 @@ static ds_status frames_end(ds_store *store, const struct ds_segment *segment, u
     *end = limit;
     if (limit <= segment->end)
         return DS_OK;
-    ds_status status = ds__segments_get(&store->segments, segment->end, &successor);
+    ds_status status = ds__segments_at(&store->segments, segment->end, &successor);
     if (status == DS_OK)
         *end = ds__segment_header(successor)->before_end;
     return status;
@@ -102,7 +102,7 @@ static ds_status sync_blobs(ds_store *store, uint64_t from, uint64_t to) {
     while (from < to) {
         struct ds_segment *segment;
         uint64_t end = 0;
-        ds_status status = ds__segments_get(&store->segments, from, &segment);
+        ds_status status = ds__segment_of(store, from, &segment);
         if (status != DS_OK)
             return status;
         status = frames_end(store, segment, to, &end);
@@ -125,7 +125,7 @@ static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
     for (uint64_t at = from; at < to;) {
         struct ds_segment *segment;
         char name[DS_NAME_SIZE];
-        ds_status status = ds__segments_get(&store->segments, at, &segment);
+        ds_status status = ds__segment_of(store, at, &segment);
         if (status != DS_OK)
             return status;
         uint64_t stop = to < segment->end ? to : segment->end;
@@ -146,7 +146,7 @@ static ds_status redirty(ds_store *store, uint64_t from, uint64_t to) {
     ds_status status = DS_OK;
     for (uint64_t at = from; status == DS_OK && at < to; at += 4096) {
         struct ds_segment *segment;
-        status = ds__segments_get(&store->segments, at, &segment);
+        status = ds__segment_of(store, at, &segment);
         if (status ==
             DS_OK) /* adds nothing to a word that others only read: the page is dirty, its bytes are the same */
             atomic_fetch_or_explicit((_Atomic uint64_t *)(void *)ds__segment_at(segment, at & ~UINT64_C(7)), 0,

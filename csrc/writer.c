@@ -106,12 +106,12 @@ ds_status ds__repair(ds_store *store) {
     uint64_t end = atomic_load_explicit(&control->intent.end, memory_order_relaxed);
     uint64_t begin = control->intent.begin;
     struct ds_segment *segment;
-    ds_status status = ds__segments_get(&store->segments, begin, &segment);
+    ds_status status = ds__segments_at(&store->segments, control->intent.after.segment_base, &segment);
     if (status != DS_OK)
         return status;
     uint64_t room = segment->end - begin;
-    if (begin % 8 != 0 || begin < segment->base + DS_SEGMENT_HEADER || end <= begin || end - begin > room ||
-        room < sizeof(struct ds_frame))
+    if (begin % 8 != 0 || begin >= segment->end || begin < segment->base + DS_SEGMENT_HEADER || end <= begin ||
+        end - begin > room || room < sizeof(struct ds_frame))
         return ds__fail(DS_CORRUPT, 0,
                         "%s: the control page is damaged; close the store in all processes, then open it "
                         "again to rebuild it from the log",

@@ -321,13 +321,21 @@ static void kill_the_repairers(sweep *s) {
     }
 }
 
+static bool anything_acknowledged(const sweep *s) {
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < WRITERS; i++)
+        sum += atomic_load(&s->board->done[i]);
+    return sum > 0;
+}
+
 static void judge_round(sweep *s) {
     if (check_below(&s->random, 4) == 0)
         kill_the_repairers(s);
     bool rebooted = check_below(&s->random, 4) == 0;
     if (rebooted)
         reboot(s);
-    if (check_below(&s->random, 4) == 0) {
+    /* Before anything was acknowledged there may be no store yet, and a read-only open does not make one. */
+    if (check_below(&s->random, 4) == 0 && anything_acknowledged(s)) {
         ds_store *reader = open_it(s->dir, true);
         judge(s, reader, false, "a read-only open");
         must(ds_close(reader), "close");
