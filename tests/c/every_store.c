@@ -2,6 +2,8 @@
  *
  *     every_store [operations] [seed] [directory]         the directory must exist; /dev/shm or $TMPDIR without it
  *
+ * At least that many: a round of six stores, each with its own kind of values or event, is finished.
+ *
  * A hooked engine (hooks.h) works on a store and tells us before each store instruction that hits a file. At each such
  * moment we write the files as they are into another directory and recover there, with an ordinary engine, twice:
  *
@@ -13,7 +15,6 @@
  * agree, and, in every fourth case, the recovered store must take the next batch and still know all after another
  * reboot: what a dead writer left behind may hurt only the second time. A sample of moments is kept, and then the *recovery*
  * from them is hooked, so that the one who repairs dies at each of its stores, too (I1, I2, I17). */
-#include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,18 +36,7 @@ enum {
 
 /* ---- the state of a test -------------------------------------------------------------------------------------------- */
 
-/* The hooked engine's functions. */
-static struct {
-    void *module;
-    __typeof__(ds_open) *open;
-    __typeof__(ds_close) *close;
-    __typeof__(ds_commit) *commit;
-    __typeof__(ds_settle) *settle;
-    __typeof__(ds_sync) *sync;
-    __typeof__(ds_error) *error;
-    __typeof__(hooks_listen) *listen;
-    __typeof__(hooks_moment) *moment;
-} hooked;
+static hooked_engine hooked;
 
 typedef struct scene {
     const char *doing;
@@ -55,7 +45,7 @@ typedef struct scene {
     size_t kept_count;
     history at[3]; /* the states after batches b - 1, b and b + 1 */
     uint64_t acknowledged, begun;
-    uint64_t random, seed, moments, images, chained, stores;
+    uint64_t random, seed, operations, moments, images, chained, stores, compactions;
     bool in_recovery; /* the hooked engine is at work in `second` */
     hooks listener;
 } scene;
@@ -236,51 +226,80 @@ typedef struct shape {
     unsigned keys;
     size_t value_limit;
     uint64_t operations;
-    uint64_t quiet; /* batches before the first hooked one */
+    bool (*ready)(ds_store *store); /* batches go unhooked until it says so; NULL: even the creation is hooked */
 } shape;
+
+/* The next batch will make the index grow. */
+static bool is_index_full(ds_store *store) {
+    return store->control->tail.slots_used + HISTORY_CHANGES > ds__index_limit(DS_INDEX_MIN);
+}
+
+static bool is_compaction_due(ds_store *store) {
+    return hooked.compaction_due(store);
+}
+
+/* Unhooked batches until the store is ready for what is to be seen; their number. */
+static uint64_t prepare(scene *s, const shape *form, history *writer, ds_store *store) {
+    uint64_t b = 0;
+    while (!form->ready(store)) {
+        ds_change changes[HISTORY_CHANGES];
+        size_t count = history_make(writer, ++b, changes);
+        hooked_ok(hooked.commit(store, changes, count, NULL), "quiet commit");
+        CHECK(b < 100000);
+    }
+    for (unsigned i = 0; i < 3; i++)
+        history_advance(&s->at[i], b);
+    return b;
+}
+
+/* Now and then something else than a commit. False: nothing was done. */
+static bool run_other(scene *s, const shape *form, ds_store **store) {
+    uint64_t other = check_below(&s->random, 16);
+    if (form->ready == is_compaction_due && hooked.compaction_due(*store)) {
+        hooked_ok(hooked.compact(*store, true), "compact");
+        s->compactions++;
+    } else if (other == 0)
+        hooked_ok(hooked.sync(*store), "sync");
+    else if (other == 1) {
+        hooked_ok(hooked.close(*store), "close");
+        *store = hooked_open(s->live);
+    } else
+        return false;
+    return true;
+}
 
 static void run_store(scene *s, const shape *form) {
     s->doing = form->doing;
-    s->acknowledged = s->begun = form->quiet;
-    for (unsigned i = 0; i < 3; i++) {
-        history_init(&s->at[i], s->seed, 0, form->keys, DS_KEYSPACES, form->value_limit);
-        history_advance(&s->at[i], form->quiet + (i ? i - 1 : 0));
-    }
     s->live = check_format("%s-live", s->copy);
     CHECK(mkdir(s->live, 0700) == 0);
-    ds_change changes[HISTORY_CHANGES];
+    s->acknowledged = s->begun = 0;
+    history writer; /* its batches must not share a buffer with the judge's */
+    history_init(&writer, s->seed, 0, form->keys, DS_KEYSPACES, form->value_limit);
+    for (unsigned i = 0; i < 3; i++)
+        history_init(&s->at[i], s->seed, 0, form->keys, DS_KEYSPACES, form->value_limit);
     ds_store *store = NULL;
-    if (form->quiet > 0) {
+    if (form->ready) {
         store = hooked_open(s->live);
-        for (uint64_t b = 1; b <= form->quiet; b++) {
-            size_t count = history_make(&s->at[0], b, changes);
-            hooked_ok(hooked.commit(store, changes, count, NULL), "quiet commit");
-        }
+        s->acknowledged = s->begun = prepare(s, form, &writer, store);
     }
+    history_advance(&s->at[2], s->begun + 1); /* the first recoveries may go on, too */
     image_map(&s->now, s->live);
     hooked.listen(&s->listener);
     if (!store)
         store = hooked_open(s->live);
-    history writer; /* its batches must not share a buffer with the judge's */
-    history_init(&writer, s->seed, 0, form->keys, DS_KEYSPACES, form->value_limit);
-    for (uint64_t b = form->quiet + 1; b <= form->quiet + form->operations; b++) {
+    for (uint64_t i = 0; i < form->operations; i++) {
+        uint64_t b = s->begun + 1;
+        ds_change changes[HISTORY_CHANGES];
         size_t count = history_make(&writer, b, changes);
-        for (unsigned i = 0; i < 3; i++)
-            history_advance(&s->at[i], b - 1 + i);
+        for (unsigned k = 0; k < 3; k++)
+            history_advance(&s->at[k], b - 1 + k);
         s->begun = b;
         hooked_ok(hooked.commit(store, changes, count, NULL), "commit");
         end_operation(s);
         s->acknowledged = b;
-        uint64_t other = check_below(&s->random, 16);
-        if (other > 1)
-            continue;
-        if (other == 0) {
-            hooked_ok(hooked.sync(store), "sync");
-        } else {
-            hooked_ok(hooked.close(store), "close");
-            store = hooked_open(s->live);
-        }
-        end_operation(s);
+        s->operations++;
+        if (run_other(s, form, &store))
+            end_operation(s);
     }
     hooked_ok(hooked.close(store), "close");
     end_operation(s);
@@ -293,31 +312,6 @@ static void run_store(scene *s, const shape *form) {
     s->stores++;
 }
 
-/* The batch with which the index grows, found by an ordinary engine. */
-static uint64_t growing_batch(scene *s, unsigned keys, size_t value_limit) {
-    history h;
-    history_init(&h, s->seed, 0, keys, DS_KEYSPACES, value_limit);
-    char *dir = check_format("%s-dry", s->copy);
-    ds_store *store = open_copy(dir, "a dry run");
-    uint64_t slots = 0;
-    for (uint64_t b = 1;; b++) {
-        CHECK(b < 100000);
-        ds_change changes[HISTORY_CHANGES];
-        size_t count = history_make(&h, b, changes);
-        CHECK_OK(ds_commit(store, changes, count, NULL));
-        ds_stats stats;
-        CHECK_OK(ds_stats_read(store, &stats));
-        if (slots != 0 && stats.index_slots != slots) {
-            close_copy(store, "a dry run");
-            check_remove(dir);
-            free(dir);
-            history_free(&h);
-            return b;
-        }
-        slots = stats.index_slots;
-    }
-}
-
 static struct {
     uint64_t operations, seed;
 } arguments;
@@ -325,49 +319,37 @@ static struct {
 static void run(const char *dir) {
     static scene s;
     the_scene = &s;
-    s.listener = (hooks){on_moment, on_files_changed, &s};
+    s.listener = (hooks){.moment = on_moment, .files_changed = on_files_changed, .context = &s};
     s.random = arguments.seed;
     s.copy = check_format("%s/copy", dir);
     s.second = check_format("%s/second", dir);
     CHECK(mkdir(s.copy, 0700) == 0 && mkdir(s.second, 0700) == 0);
     uint64_t start = check_now_ns();
-    for (uint64_t done = 0; done < arguments.operations;) {
+    while (s.operations < arguments.operations || s.stores < 6) {
         static const shape shapes[] = {
-            {"ordinary values", 12, 1500, OPERATIONS_PER_STORE, 0},
-            {"small values", 12, 60, OPERATIONS_PER_STORE, 0},
-            {"large values", 8, 8000, OPERATIONS_PER_STORE / 2, 0},
+            {"ordinary values", 12, 1500, OPERATIONS_PER_STORE, NULL}, {"compaction", 10, 3000, 2, is_compaction_due},
+            {"small values", 12, 60, OPERATIONS_PER_STORE, NULL},      {"compaction", 10, 9000, 2, is_compaction_due},
+            {"large values", 8, 8000, OPERATIONS_PER_STORE / 2, NULL}, {"a growing index", 1000, 8, 2, is_index_full},
         };
         s.seed = check_random(&s.random);
-        shape one = shapes[s.stores % CHECK_COUNT(shapes)];
-        if (one.operations > arguments.operations - done)
-            one.operations = arguments.operations - done;
-        run_store(&s, &one);
-        done += one.operations;
+        run_store(&s, &shapes[s.stores % CHECK_COUNT(shapes)]);
     }
-    shape growth = {"a growing index", 1000, 8, 3, 0};
-    s.seed = check_random(&s.random);
-    growth.quiet = growing_batch(&s, growth.keys, growth.value_limit) - 2;
-    run_store(&s, &growth);
     double seconds = (double)(check_now_ns() - start) / 1e9;
-    printf("operations %llu, stores %llu, moments %llu, images %llu (%llu of recoveries), violations 0, %.1f s, %.0f "
+    printf("operations %llu, stores %llu, compactions %llu, moments %llu, images %llu (%llu of recoveries), violations "
+           "0, %.1f s, %.0f "
            "images/s\n",
-           (unsigned long long)arguments.operations, (unsigned long long)s.stores, (unsigned long long)s.moments,
-           (unsigned long long)s.images, (unsigned long long)s.chained, seconds, (double)s.images / seconds);
+           (unsigned long long)s.operations, (unsigned long long)s.stores, (unsigned long long)s.compactions,
+           (unsigned long long)s.moments, (unsigned long long)s.images, (unsigned long long)s.chained, seconds,
+           (double)s.images / seconds);
+    CHECK(s.compactions > 0 && s.chained > 0);
 }
-
-#define LOAD(field, name) (*(void **)&hooked.field = dlsym(hooked.module, name)) != NULL
 
 int main(int argc, char **argv) {
     arguments.operations = argc > 1 ? strtoull(argv[1], NULL, 0) : 1000;
     arguments.seed = argc > 2 ? strtoull(argv[2], NULL, 0) : check_now_ns();
     const char *parent = argc > 3 ? argv[3] : access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL;
     printf("every_store %llu %#llx\n", (unsigned long long)arguments.operations, (unsigned long long)arguments.seed);
-    hooked.module = dlopen(HOOKED_ENGINE, RTLD_NOW | RTLD_LOCAL);
-    if (!hooked.module)
-        check_fail(__FILE__, __LINE__, "%s", dlerror());
-    CHECK(LOAD(open, "ds_open") && LOAD(close, "ds_close") && LOAD(commit, "ds_commit") && LOAD(settle, "ds_settle") &&
-          LOAD(sync, "ds_sync") && LOAD(error, "ds_error") && LOAD(listen, "hooks_listen") &&
-          LOAD(moment, "hooks_moment"));
+    hooked_load(&hooked, HOOKED_ENGINE);
     const check_test test = {"every_store", run};
     return !check_isolated(&test, parent, LIMIT_S);
 }

@@ -6,9 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lock.h"
-#include "os.h"
-
 #define EXPORT __attribute__((visibility("default")))
 
 static const hooks *listener;
@@ -262,14 +259,31 @@ void *hook_memset(void *to, int byte, size_t size) {
     }
 #define CHANGE(name, declaration, arguments) WRAP(ds_status, name, declaration, arguments, moment(), files_changed())
 
+/* Where in its file a mapped byte is. */
+static uint64_t position(const void *address) {
+    const unsigned char *at = address;
+    for (int i = 0; i < MAPPINGS; i++)
+        if (mappings[i].from && at >= mappings[i].from && at < mappings[i].from + mappings[i].size)
+            return (uint64_t)(at - mappings[i].from);
+    abort();
+}
+
+static void synced(ds_status status, const char *name, uint64_t from, uint64_t size) {
+    if (listener && listener->synced && status == DS_OK)
+        listener->synced(listener->context, name, from, size);
+}
+
 typedef const struct ds_directory *directory;
 CHANGE(ds__os_allocate, (directory d, const char *name, int fd, uint64_t size), (d, name, fd, size))
 CHANGE(ds__os_write, (directory d, const char *name, int fd, const void *data, size_t size, uint64_t at),
        (d, name, fd, data, size, at))
 CHANGE(ds__os_rename, (directory d, const char *from, const char *to), (d, from, to))
 CHANGE(ds__os_unlink, (directory d, const char *name), (d, name))
-CHANGE(ds__os_directory_sync, (directory d), (d))
-CHANGE(ds__os_range_sync, (directory d, const char *name, void *address, uint64_t size), (d, name, address, size))
+WRAP(ds_status, ds__os_directory_sync, (directory d), (d), moment(), synced(result, NULL, 0, 0))
+WRAP(ds_status, ds__os_datasync, (directory d, const char *name, int fd), (d, name, fd), moment(),
+     synced(result, name, 0, UINT64_MAX))
+WRAP(ds_status, ds__os_range_sync, (directory d, const char *name, void *address, uint64_t size),
+     (d, name, address, size), moment(), synced(result, name, position(address), size))
 WRAP(ds_status, ds__os_open, (directory d, const char *name, int mode, int *fd), (d, name, mode, fd),
      mode == DS_OS_CREATE ? moment() : (void)0, mode == DS_OS_CREATE ? files_changed() : (void)0)
 WRAP(ds_status, ds__lock_take, (pthread_mutex_t * lock, int timeout_ms, const char *path, bool *died),
@@ -288,6 +302,11 @@ ds_status __wrap_ds__os_map(directory d, const char *name, int fd, uint64_t size
             return status;
         }
     abort(); /* more files than any test has: enlarge the table */
+}
+
+void __wrap_ds__keeper_ask(ds_store *store);
+void __wrap_ds__keeper_ask(ds_store *store) {
+    (void)store;
 }
 
 void __real_ds__os_unmap(void *address, uint64_t size);
