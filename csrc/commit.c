@@ -209,7 +209,7 @@ static ds_status commit(ds_store *store, const ds_change *changes, struct ds_pla
 }
 
 static ds_status make_durable(ds_store *store) {
-    ds_status status = ds__sync(store, false);
+    ds_status status = ds__sync(store, 0, false);
     if (status == DS_OK)
         return DS_OK;
     char sentence[1024];

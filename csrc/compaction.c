@@ -1,8 +1,9 @@
 /* compaction.c: last value wins, oldest segment first.
  *
  * The log is a queue of segments. A pass takes the oldest ones, appends again what the index still names of them
- * (RELOCATE frames: same values, same sequences), appends HEAD with the new start of the log, syncs, moves `start`, and
- * unlinks, oldest first. Killed anywhere, it leaves a valid log: until HEAD is on disk nothing is gone, and what is
+ * (RELOCATE frames: same values, same sequences), appends HEAD with the new start of the log, syncs from there on, moves
+ * `start`, and unlinks, oldest first. What is dropped need not have been on disk ever: under continuous overwriting the
+ * disk sees about the live data. Killed anywhere, it leaves a valid log: until HEAD is on disk nothing is gone, and what is
  * dropped before it is finished is only ever a beginning that the rest repeats.
  *
  * Why the oldest: nothing older can hold a key of it, so a tombstone found there has done its work and goes, and nothing
@@ -285,7 +286,7 @@ static ds_status run_pass(struct pass *pass, bool *moved) {
         return DS_OK;
     ds_status status = append_head(store, to);
     if (status == DS_OK)
-        status = ds__sync(store, false);
+        status = ds__sync(store, to, false);
     if (status == DS_OK)
         status = drop(pass, from, to);
     *moved = status == DS_OK;

@@ -35,7 +35,7 @@ static void *keep(void *argument) {
         pthread_mutex_unlock(&store->keeper_mutex);
         /* A failing sync is sticky in the control page, where the next ds_sync() or ds_close() of anybody tells it. */
         if (group)
-            (void)ds__sync(store, false);
+            (void)ds__sync(store, 0, false);
         pause = group ? store->options.group_ms : 0;
         if (asked && ds__compact(store, false) != DS_OK && !group)
             pause = RETRY_MS;

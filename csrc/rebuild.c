@@ -151,28 +151,63 @@ static size_t run_before(ds_store *store, const struct ds_inventory *files, size
     return first;
 }
 
-/* Reads the log from its start: the first segment of the last unbroken run that may be one. A run may begin the log if it
- * begins with the first segment ever, or if a HEAD in it says that everything below some offset in it was dropped. What
- * lies before it are leftovers of that; what lies behind it is torn. */
+/* May the log begin with the segment that was read first? With the first segment ever; or if a HEAD that was read says
+ * that everything below it, or more, was dropped. */
+static bool may_begin(const struct ds_inventory *files, const struct ds_log_end *end) {
+    uint64_t base = files->bases[files->first];
+    return end->segment != NULL && (base == 0 || end->head >= base);
+}
+
+/* Looks for the start of the log among the segments `first` to `last`, which follow each other. Where reading from one
+ * stops before the last segment, a later one is tried: a compaction syncs only what follows its new start, so after a
+ * power loss the segments before that, which were about to go, may be torn. A later start counts only with a HEAD that
+ * vouches for it; if none has one, it is the log's end that is torn. */
+static ds_status pick_start_in(ds_store *store, struct ds_inventory *files, size_t first, size_t last,
+                               struct ds_rebuild *rebuild, struct ds_log_end *end, bool *found) {
+    bool fallback = false;
+    size_t earliest = first;
+    *found = false;
+    for (size_t at = first; at <= last;) {
+        files->first = at;
+        ds_status status = read_run(store, files, rebuild, end);
+        if (status != DS_OK)
+            return status;
+        bool whole = !end->torn || end->segments == files->count;
+        *found = may_begin(files, end) && (whole || at > first);
+        if (*found)
+            return DS_OK;
+        if (may_begin(files, end) && !fallback) {
+            fallback = true;
+            earliest = at;
+        }
+        at = end->segments > at ? end->segments : at + 1;
+        ds__index_free(rebuild->index);
+        rebuild->index = NULL;
+    }
+    if (!fallback)
+        return DS_OK;
+    files->first = earliest;
+    *found = true;
+    return read_run(store, files, rebuild, end);
+}
+
+/* The last unbroken run of segments that holds a start. What lies before it are leftovers of a compaction; what lies
+ * behind it is torn. */
 static ds_status pick_start(ds_store *store, struct ds_inventory *files, struct ds_rebuild *rebuild,
                             struct ds_log_end *end) {
     size_t last = files->count - 1;
     for (;;) {
-        files->first = run_before(store, files, last);
-        ds_status status = read_run(store, files, rebuild, end);
-        if (status != DS_OK)
+        size_t first = run_before(store, files, last);
+        bool found;
+        ds_status status = pick_start_in(store, files, first, last, rebuild, end, &found);
+        if (status != DS_OK || found)
             return status;
-        uint64_t base = files->bases[files->first];
-        if (end->segment != NULL && (base == 0 || end->head >= base))
-            return DS_OK;
-        ds__index_free(rebuild->index);
-        rebuild->index = NULL;
-        if (files->first == 0)
+        if (first == 0)
             return ds__fail(DS_CORRUPT, 0,
-                            "%s: the log's first segments are missing; nothing was changed. Restore the "
+                            "%s: the log's first segments are missing or damaged; nothing was changed. Restore the "
                             "*.log files from a copy",
                             store->directory.path);
-        last = files->first - 1;
+        last = first - 1;
     }
 }
 

@@ -154,8 +154,8 @@ void ds__keeper_stop(ds_store *store);
 
 /* sync.c --------------------------------------------------------------------------------------------------------- */
 
-/* Puts all that is committed on disk and moves the floor; `clean` marks the floor as the end of a closed store. */
-ds_status ds__sync(ds_store *store, bool clean);
+/* Puts all that is committed on disk, but for what lies below `start`, and moves the floor; `clean` marks the floor as the end of a closed store. */
+ds_status ds__sync(ds_store *store, uint64_t start, bool clean);
 /* A store that was closed cleanly is about to be written: its floor is its end no longer. */
 ds_status ds__floor_reopen(ds_store *store);
 ds_status ds__floor_write(const struct ds_directory *directory, const uint8_t uuid[16], struct ds_floor *slot,

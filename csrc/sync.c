@@ -155,7 +155,7 @@ static ds_status redirty(ds_store *store, uint64_t from, uint64_t to) {
     return status;
 }
 
-static ds_status sync_locked(ds_store *store, uint64_t to) {
+static ds_status sync_locked(ds_store *store, uint64_t start, uint64_t to) {
     struct ds_control *control = store->control;
     uint64_t from = atomic_load_explicit(&control->synced, memory_order_relaxed);
     int sticky = atomic_load_explicit(&control->sync_error, memory_order_relaxed);
@@ -168,6 +168,8 @@ static ds_status sync_locked(ds_store *store, uint64_t to) {
     ds_status status = unknown != 0 ? redirty(store, from, unknown) : DS_OK;
     if (status != DS_OK || to <= from)
         return status;
+    if (from < start)
+        from = start;
     atomic_store_explicit(&control->sync_intent, to, memory_order_relaxed);
     /* `after` was filled before the commit point was passed, so it knows of every blob below `to`. */
     uint64_t last_blob = control->intent.after.last_blob;
@@ -185,7 +187,7 @@ static ds_status sync_locked(ds_store *store, uint64_t to) {
     return status;
 }
 
-ds_status ds__sync(ds_store *store, bool clean) {
+ds_status ds__sync(ds_store *store, uint64_t start, bool clean) {
     struct ds_control *control = store->control;
     uint64_t to = atomic_load_explicit(&control->committed, memory_order_acquire);
     uint64_t sequence = control->tail.sequence; /* exact when `clean`: nobody else has the store then */
@@ -198,7 +200,7 @@ ds_status ds__sync(ds_store *store, bool clean) {
         return status;
     uint64_t before = atomic_load_explicit(&control->synced, memory_order_relaxed);
     ds__enter(store);
-    status = sync_locked(store, to);
+    status = sync_locked(store, start, to);
     ds__leave(store);
     /* On disk itself only when it says that the store ends here: one that is too low merely makes a damaged log look
      * torn. */
@@ -210,7 +212,7 @@ ds_status ds__sync(ds_store *store, bool clean) {
 
 ds_status ds_sync(ds_store *store) {
     ds_status status = ds__check_writable(store);
-    return status == DS_OK ? ds__sync(store, false) : status;
+    return status == DS_OK ? ds__sync(store, 0, false) : status;
 }
 
 ds_status ds__floor_reopen(ds_store *store) {
