@@ -11,6 +11,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / ".venv-run"
+_MARK = FOLDER / "installed"
 OLDEST_PYTHON = (3, 11)  # dora 1.1 needs it; the store alone works from 3.10 on
 
 
@@ -52,16 +53,26 @@ def install(*requirements: str) -> None:
 
 def install_package(*extras: str) -> None:
     """Builds and installs the package from the sources, unless these very sources are installed already."""
-    mark = FOLDER / "installed"
-    wanted = f"{_fingerprint()} {' '.join(sorted(extras))}"
-    if mark.exists() and mark.read_text() == wanted:
-        return
-    print("installing dora-state from its sources into .venv-run (about a minute)", flush=True)
-    mark.unlink(missing_ok=True)
+    sources = _fingerprint()
+    installed, _, with_extras = (_MARK.read_text() if _MARK.exists() else "").partition(" ")
+    if installed != sources or not set(extras) <= set(with_extras.split()):
+        print(
+            f"installing dora-state from its sources into {FOLDER.name}, about a minute", flush=True
+        )
+        _install(".", extras, sources)
+
+
+def install_wheel(wheel: Path, *extras: str) -> None:
+    """Installs a wheel that was just built from the sources."""
+    _install(str(wheel), extras, _fingerprint())
+
+
+def _install(what: str, extras: tuple[str, ...], sources: str) -> None:
+    _MARK.unlink(missing_ok=True)
     # The version stays the same while the sources change, so pip has to be told to install it again.
-    install("--force-reinstall", "--no-deps", ".")
-    install(f".[{','.join(extras)}]")
-    mark.write_text(wanted)
+    install("--force-reinstall", "--no-deps", what)
+    install(f"{what}[{','.join(extras)}]")
+    _MARK.write_text(f"{sources} {' '.join(extras)}")
 
 
 def _fingerprint() -> str:

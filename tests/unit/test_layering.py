@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import dora_state
-
 SOURCES = Path(__file__).parents[2]
 PACKAGE = SOURCES / "src" / "dora_state"
 
@@ -121,7 +119,3 @@ def test_the_binding_sees_only_the_public_header():
         for header in re.findall(r'cdef extern from [<"]([^>"]+)', path.read_text()):
             ours = (SOURCES / "csrc" / header).exists()
             assert not ours, f"{path.name} includes {header} instead of dora_state.h"
-
-
-def test_the_installed_package_is_the_one_under_test():
-    assert Path(dora_state.__file__).parent.name == "dora_state"
