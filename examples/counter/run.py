@@ -35,7 +35,6 @@ def main() -> int:
     environment.create()
     environment.install_package("dora")
     settings = {
-        "DORA_ZENOH_CONFIG_OVERLAY": str(HERE / "zenoh.json5"),
         "COUNTER_SECONDS": str(options.seconds),
         "COUNTER_KILLS": str(options.kills),
         "COUNTER_SEED": "" if options.seed is None else str(options.seed),

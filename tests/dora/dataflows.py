@@ -36,8 +36,6 @@ def environment(mark: str, **more: str) -> dict[str, str]:
         # dora asks `uv run which` for a node's program; in a project's folder that would install the project.
         "UV_NO_PROJECT": "1",
         "UV_NO_SYNC": "1",
-        # Without it dora drops messages when the machine is busy.
-        "DORA_ZENOH_CONFIG_OVERLAY": str(EXAMPLE / "zenoh.json5"),
         "RUST_BACKTRACE": "0",
         "DORA_LOG_LEVEL": "stdout",
         **more,
