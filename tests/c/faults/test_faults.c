@@ -1,0 +1,220 @@
+/* T5 of the reliability plan: every system call of the engine fails, one after the other, once and from then on.
+ *
+ * A life of a store (create, puts, batches, deletes, large values, growth of the index, new segments, sync, compaction, close,
+ * open again) is run with call number n failing, for n = 1, 2, ... until a life makes fewer calls than n. After each:
+ *   - whatever failed gave a status of the table, with a sentence;
+ *   - a fresh handle without faults finds exactly what was acknowledged: a failed call changed nothing;
+ *   - no descriptor and no mapping is left behind.
+ * The engine is compiled once more for this, with DS_FAULTS (csrc/os.h). */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "os.h"
+#include "store.h"
+#include "store_help.h"
+
+enum { KEYS = 900, BIG = DS_BLOB_FROM + 100, ROUNDS = 3 };
+
+/* What must be in the store: the generation of each key's value, 0 for none; and whether the blob is there. */
+struct model {
+    unsigned value[KEYS];
+    bool blob;
+};
+
+static char *big;
+
+static size_t make_value(char *out, unsigned key, unsigned generation) {
+    size_t size = 20 + (key * 37 + generation * 101) % 300;
+    memset(out, (int)('a' + generation % 26), size);
+    memcpy(out, &key, sizeof key);
+    memcpy(out + sizeof key, &generation, sizeof generation);
+    return size;
+}
+
+/* A status that a failing system call may give, and its sentence. */
+static void accept(ds_status status) {
+    bool typed = status == DS_IO || status == DS_FULL || status == DS_NO_MEMORY || status == DS_UNSUPPORTED ||
+                 status == DS_TIMEOUT || status == DS_NOT_A_STORE || status == DS_IN_USE;
+    if (!typed)
+        check_fail(__FILE__, __LINE__, "a failing system call gave %s: %s", ds_status_name(status), ds_error());
+    CHECK(ds_error()[0] != '\0');
+}
+
+static void put_batch(ds_store *store, struct model *model, unsigned first, unsigned count, unsigned generation) {
+    ds_change changes[32];
+    static char values[32][400];
+    static char keys[32][16];
+    for (unsigned i = 0; i < count; i++) {
+        unsigned key = (first + i) % KEYS;
+        snprintf(keys[i], sizeof keys[i], "k%u", key);
+        changes[i] = (ds_change){.kind = generation % 5 == 4 && i % 3 == 0 ? DS_DELETE : DS_PUT,
+                                 .key = keys[i],
+                                 .key_size = strlen(keys[i]),
+                                 .value = values[i],
+                                 .value_size = make_value(values[i], key, generation)};
+    }
+    ds_status status = ds_commit(store, changes, count, NULL);
+    if (status != DS_OK) {
+        accept(status);
+        return;
+    }
+    for (unsigned i = 0; i < count; i++)
+        model->value[(first + i) % KEYS] = changes[i].kind == DS_DELETE ? 0 : generation;
+}
+
+static void check_model(ds_store *store, const struct model *model) {
+    char key[16], wanted[400];
+    ds_value value;
+    for (unsigned i = 0; i < KEYS; i++) {
+        snprintf(key, sizeof key, "k%u", i);
+        if (model->value[i] != 0)
+            expect_bytes(store, DS_USER, key, strlen(key), wanted, make_value(wanted, i, model->value[i]));
+        else
+            CHECK_IS(ds_get(store, DS_USER, key, strlen(key), &value), DS_MISSING);
+    }
+    if (model->blob)
+        expect_bytes(store, DS_USER, "big", 3, big, BIG);
+    else
+        CHECK_IS(ds_get(store, DS_USER, "big", 3, &value), DS_MISSING);
+    CHECK_OK(ds_verify(store, NULL));
+}
+
+static void put_big(ds_store *store, struct model *model) {
+    ds_status status = ds_put(store, DS_USER, "big", 3, big, BIG, NULL);
+    if (status == DS_OK)
+        model->blob = true;
+    else
+        accept(status);
+}
+
+static void live(ds_store *store, struct model *model, unsigned *generation) {
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        ++*generation;
+        for (unsigned first = 0; first < KEYS; first += 30)
+            put_batch(store, model, first, 30, *generation);
+    }
+    if (!model->blob) /* once: it is what takes the time */
+        put_big(store, model);
+    ds_status status = ds_sync(store);
+    if (status != DS_OK)
+        accept(status);
+    status = ds__compact(store, true);
+    if (status != DS_OK)
+        accept(status);
+    ds_cursor *cursor;
+    status = ds_cursor_open(store, DS_USER, &cursor);
+    if (status == DS_OK)
+        ds_cursor_close(cursor);
+    else
+        accept(status);
+}
+
+static void run_life(const char *path, struct model *model) {
+    unsigned generation = 0;
+    for (int i = 0; i < 2; i++) {
+        ds_store *store = NULL;
+        ds_status status =
+            ds_open(path, &(ds_options){.group_ms = 1000, .lock_timeout_ms = 50, .create = true}, &store);
+        if (status != DS_OK) {
+            accept(status);
+            continue;
+        }
+        live(store, model, &generation);
+        status = ds_close(store);
+        if (status != DS_OK)
+            accept(status);
+    }
+}
+
+static unsigned count_entries(const char *path) {
+    unsigned count = 0;
+    DIR *list = opendir(path);
+    CHECK(list);
+    while (readdir(list))
+        count++;
+    closedir(list);
+    return count;
+}
+
+static unsigned count_mappings(const char *below) {
+    unsigned count = 0;
+    char line[4096];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    CHECK(maps);
+    while (fgets(line, sizeof line, maps))
+        count += strstr(line, below) != NULL;
+    fclose(maps);
+    return count;
+}
+
+/* One life with call number `at` failing. Returns how many calls it made. */
+static uint64_t one(const char *dir, uint64_t at, int error, bool forever) {
+    static struct model model;
+    memset(&model, 0, sizeof model);
+    char *path = check_format("%s/store", dir);
+    unsigned descriptors = count_entries("/proc/self/fd");
+    ds__os_fault_arm(at, error, forever);
+    run_life(path, &model);
+    uint64_t calls = ds__os_fault_arm(0, 0, false);
+    CHECK_EQ(count_entries("/proc/self/fd"), descriptors);
+    CHECK_EQ(count_mappings(path), 0);
+    ds_store *store = open_store(path);
+    check_model(store, &model);
+    /* A failed sync is for ever, on purpose; it must not be what hides a later success. */
+    ds_status closed = ds_close(store);
+    if (closed != DS_OK)
+        accept(closed);
+    check_remove(path);
+    free(path);
+    return calls;
+}
+
+static void each(const char *dir, int error, bool forever, uint64_t step) {
+    uint64_t calls = UINT64_MAX, lives = 0;
+    for (uint64_t at = 1; at <= calls; at += step, lives++) {
+        uint64_t made = one(dir, at, error, forever);
+        if (at == 1 && forever)
+            continue; /* it never came to be */
+        if (calls == UINT64_MAX || made > calls)
+            calls = one(dir, UINT64_MAX, 0, false);
+    }
+    printf("%llu lives of %llu calls, error %d %s\n", (unsigned long long)lives, (unsigned long long)calls, error,
+           forever ? "for ever" : "once");
+}
+
+static void each_call_fails_once(const char *dir) {
+    each(dir, EIO, false, 1);
+}
+
+static void each_call_fails_for_ever(const char *dir) {
+    each(dir, EIO, true, 1);
+}
+
+/* The same branches again, other statuses: a third of the calls will do in each run. */
+static void the_disk_is_full_from_each_call_on(const char *dir) {
+    each(dir, ENOSPC, true, 3);
+}
+
+static void no_descriptor_is_left_from_each_call_on(const char *dir) {
+    each(dir, EMFILE, true, 3);
+}
+
+static void memory_is_out_once_at_each_call(const char *dir) {
+    each(dir, ENOMEM, false, 3);
+}
+
+int main(int argc, char **argv) {
+    big = malloc(BIG);
+    CHECK(big);
+    memset(big, 'B', BIG);
+    static const check_test tests[] = {
+        TEST(each_call_fails_once),
+        TEST(each_call_fails_for_ever),
+        TEST(the_disk_is_full_from_each_call_on),
+        TEST(no_descriptor_is_left_from_each_call_on),
+        TEST(memory_is_out_once_at_each_call),
+    };
+    return check_main(argc, argv, tests, CHECK_COUNT(tests));
+}
