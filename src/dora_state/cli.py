@@ -8,7 +8,6 @@ the latter behind their last semicolon.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import logging
 import sys
@@ -48,7 +47,7 @@ def _fail(message: str, code: int) -> int:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(importlib.metadata.version("dora-state"), message="dora-state %(version)s")
+@click.version_option(package_name="dora-state", message="dora-state %(version)s")
 def cli() -> None:
     """Crash-safe state for dora operators, and one shared store for all nodes of a dataflow."""
 
