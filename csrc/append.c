@@ -213,6 +213,8 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
     atomic_store_explicit(&control->committed, end, memory_order_release);
     control->tail = *after;
     atomic_store_explicit(&control->intent.end, 0, memory_order_release);
+    if (type == DS_FRAME_COMMIT)
+        ds__wake(control, plans, count);
 }
 
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,

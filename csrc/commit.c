@@ -242,7 +242,8 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         status = make_durable(store);
     if (status == DS_OK && written && ds__compaction_overdue(store)) {
         atomic_fetch_add_explicit(&store->control->waits, 1, memory_order_relaxed);
-        (void)ds__compact(store, true); /* the commit stands; what fails here is told by the next that needs room */
+        (void)ds__compact(store, true,
+                          false); /* the commit stands; what fails here is told by the next that needs room */
     }
     return status;
 }

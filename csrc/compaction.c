@@ -259,7 +259,8 @@ static ds_status drop(struct pass *pass, uint64_t from, uint64_t to) {
     return status;
 }
 
-static ds_status run_pass(struct pass *pass, bool *moved) {
+/* Moves the start as far as `until`, or (0) as far as go_on() says. */
+static ds_status run_pass(struct pass *pass, uint64_t until, bool *moved) {
     ds_store *store = pass->store;
     uint64_t from = start_of(store), to = from;
     *moved = false;
@@ -271,7 +272,7 @@ static ds_status run_pass(struct pass *pass, bool *moved) {
             return status;
         tail = store->control->tail;
         ds__writer_leave(store);
-        if (!go_on(&tail, to))
+        if (until != 0 ? to >= until : !go_on(&tail, to))
             break;
         status = ds__segments_at(&store->segments, to, &segment);
         if (status == DS_OK)
@@ -293,24 +294,52 @@ static ds_status run_pass(struct pass *pass, bool *moved) {
     return status;
 }
 
-static ds_status compact_locked(ds_store *store) {
-    bool moved = true;
-    ds_status status = DS_OK;
-    while (status == DS_OK && moved && ds__compaction_due(store)) {
-        struct pass *pass = calloc(1, sizeof *pass);
-        if (pass == NULL)
-            return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
-        pass->store = store;
-        ds__enter(store);
-        status = run_pass(pass, &moved);
-        ds__leave(store);
-        free(pass->blobs);
-        free(pass);
-    }
+static ds_status one_pass(ds_store *store, uint64_t until, bool *moved) {
+    struct pass *pass = calloc(1, sizeof *pass);
+    if (pass == NULL)
+        return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+    pass->store = store;
+    ds__enter(store);
+    ds_status status = run_pass(pass, until, moved);
+    ds__leave(store);
+    free(pass->blobs);
+    free(pass);
     return status;
 }
 
-ds_status ds__compact(ds_store *store, bool wait) {
+static ds_status compact_locked(ds_store *store) {
+    bool moved = true;
+    ds_status status = DS_OK;
+    while (status == DS_OK && moved && ds__compaction_due(store))
+        status = one_pass(store, 0, &moved);
+    return status;
+}
+
+/* Everything that is in the log now: the tail is sealed first, so that its segment can go too. */
+static ds_status compact_all(ds_store *store) {
+    ds_status status = ds__writer_enter(store);
+    if (status != DS_OK)
+        return status;
+    struct ds_tail *tail = &store->control->tail;
+    uint64_t until = tail->segment_base + tail->segment_size;
+    bool moved, empty = tail->offset == tail->segment_base + DS_SEGMENT_HEADER;
+    if (empty)
+        until = tail->segment_base;
+    else
+        tail->sealed = 1;
+    tail->opened_ns = 0; /* a small segment again, however fast the last ones were filled */
+    ds__writer_leave(store);
+    /* The first HEAD goes into the new segment, where nothing is to be moved from. */
+    status = empty ? DS_OK : append_head(store, start_of(store));
+    return status == DS_OK && until > start_of(store) ? one_pass(store, until, &moved) : status;
+}
+
+ds_status ds_compact(ds_store *store) {
+    ds_status status = ds__check_writable(store);
+    return status == DS_OK ? ds__compact(store, true, true) : status;
+}
+
+ds_status ds__compact(ds_store *store, bool wait, bool all) {
     bool taken = true, died;
     struct ds_lock *lock = &store->control->compact_lock;
     /* A predecessor that died left nothing to repair: a pass can be run again from any point. */
@@ -318,7 +347,7 @@ ds_status ds__compact(ds_store *store, bool wait) {
                             : ds__lock_try(lock, store->directory.path, &taken, &died);
     if (status != DS_OK || !taken)
         return status;
-    status = compact_locked(store);
+    status = all ? compact_all(store) : compact_locked(store);
     atomic_store_explicit(&store->compacting_fails, status != DS_OK, memory_order_relaxed);
     ds__lock_release(lock);
     return status;

@@ -23,7 +23,7 @@
 
 #define DS_CONTROL_MAGIC UINT64_C(0x0a0d4c54435344d3)
 
-enum { DS_CONTROL_LAYOUT = 1, DS_CONTROL_BYTES = 4096 };
+enum { DS_CONTROL_LAYOUT = 1, DS_CONTROL_BYTES = 4096, DS_WAKE_WORDS = 64 };
 
 /* What makes this page this store's, of this boot, on this machine. Compared byte for byte. */
 struct ds_control_identity {
@@ -90,6 +90,9 @@ struct ds_control {
     _Atomic uint64_t sync_intent; /* an fdatasync up to here has begun and not told its result; 0: none */
     _Atomic uint64_t floor_count;
     _Atomic int sync_error; /* errno of the first sync that failed; sticky, for every process */
+
+    _Alignas(64) _Atomic uint32_t wake[DS_WAKE_WORDS]; /* wait.c */
+    _Atomic uint32_t wake_prefix;
 };
 static_assert(sizeof(struct ds_control) <= DS_CONTROL_BYTES, "the control page is one page");
 

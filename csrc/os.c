@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -387,6 +388,15 @@ uint64_t ds__os_now_ns(void) {
 
 void ds__os_sleep_ms(int milliseconds) {
     (void)poll(NULL, 0, milliseconds);
+}
+
+void ds__os_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns) {
+    struct timespec timeout = {(time_t)(timeout_ns / 1000000000u), (long)(timeout_ns % 1000000000u)};
+    (void)syscall(SYS_futex, word, FUTEX_WAIT, value, &timeout, NULL, 0);
+}
+
+void ds__os_futex_wake(_Atomic uint32_t *word) {
+    (void)syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
 }
 
 /* One page that the kernel empties in a child at fork(): a load instead of a getpid() system call in every put. */

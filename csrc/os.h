@@ -6,6 +6,7 @@
 
 #include "dora_state.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -73,6 +74,10 @@ ds_status ds__os_boot_id(char out[40]);
 uint64_t ds__os_pid_namespace(void); /* its inode; 0 where /proc is not there */
 uint64_t ds__os_now_ns(void);        /* CLOCK_MONOTONIC */
 void ds__os_sleep_ms(int milliseconds);
+
+/* Sleeps while *word is `value`, up to that long; may wake for no reason. The word may be shared between processes. */
+void ds__os_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns);
+void ds__os_futex_wake(_Atomic uint32_t *word); /* all that sleep on it */
 
 /* Nonzero, the same for the whole life of a process, another one after fork(). */
 uint64_t ds__os_process_stamp(void);

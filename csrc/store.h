@@ -112,6 +112,12 @@ const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan
 /* What a live record counts for: its bytes, and its blob's. */
 uint64_t ds__live_size(const struct ds_record *record);
 
+/* wait.c --------------------------------------------------------------------------------------------------------- */
+
+/* After a commit point: wakes who waits for these keys. */
+void ds__wake(struct ds_control *control, const struct ds_plan *plans, size_t count);
+void ds__wake_all(struct ds_control *control);
+
 /* compaction.c --------------------------------------------------------------------------------------------------- */
 
 /* Is there more than twice the live data, and something to be had? Reads the tail; exact under the writer lock. */
@@ -119,8 +125,8 @@ bool ds__compaction_due(const ds_store *store);
 /* Is there so much that a writer should not go on before it was compacted? */
 bool ds__compaction_overdue(const ds_store *store);
 /* Moves the start of the log until it is not due any more. `wait`: for another process that is at it, else leave it
- * to that one. */
-ds_status ds__compact(ds_store *store, bool wait);
+ * to that one. `all`: as far as it goes, due or not. */
+ds_status ds__compact(ds_store *store, bool wait, bool all);
 
 /* recovery.c ----------------------------------------------------------------------------------------------------- */
 

@@ -128,5 +128,6 @@ ds_status ds__repair(ds_store *store) {
         return status;
     atomic_fetch_add_explicit(&control->repairs, 1, memory_order_relaxed);
     atomic_store_explicit(&control->intent.end, 0, memory_order_release);
+    ds__wake_all(control);
     return DS_OK;
 }

@@ -47,7 +47,8 @@ extern "C" {
     X(READ_ONLY, 14, "the handle is read-only")                                                                        \
     X(IN_USE, 15, "another process holds the store in a state we cannot share")                                        \
     X(UNSUPPORTED, 16, "this file system or platform is not supported")                                                \
-    X(CLOSED, 17, "the handle is closed")
+    X(CLOSED, 17, "the handle is closed")                                                                              \
+    X(COMPACTED, 18, "the commits asked for were compacted away")
 
 typedef enum ds_status {
 #define X(name, number, text) DS_##name = number,
@@ -134,6 +135,15 @@ ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_
 void ds_pin(const ds_value *value); /* once more */
 void ds_unpin(const ds_value *value);
 
+typedef struct ds_bytes {
+    const void *data;
+    size_t size;
+} ds_bytes;
+
+/* Several keys at one point: of every commit either all or nothing is seen. values[i] comes pinned, or with `owner` NULL
+ * when keys[i] is missing. */
+ds_status ds_get_many(ds_store *store, uint8_t keyspace, const ds_bytes *keys, size_t count, ds_value *values);
+
 /* Walks the keys of one keyspace as they stood at one point. */
 typedef struct ds_cursor ds_cursor;
 ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out);
@@ -141,6 +151,34 @@ ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out);
  * is closed. */
 ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value);
 void ds_cursor_close(ds_cursor *cursor);
+
+/* Walks the commits after a sequence, in their order. */
+typedef struct ds_changes ds_changes;
+
+typedef struct ds_change_told {
+    uint64_t sequence;   /* of the commit */
+    ds_change_kind kind; /* DS_PUT or DS_DELETE */
+    bool last;           /* of this commit, in this keyspace */
+    const void *key;     /* readable until the next call */
+    size_t key_size;
+    ds_value value; /* comes pinned; of a delete, with `owner` NULL */
+} ds_change_told;
+
+/* DS_COMPACTED, here and below: some of them are gone. Then read all keys, and go on from the sequence before that. */
+ds_status ds_changes_open(ds_store *store, uint8_t keyspace, uint64_t after, ds_changes **out);
+/* DS_MISSING when there is none yet; later calls find what has come since. */
+ds_status ds_changes_next(ds_changes *changes, ds_change_told *out);
+void ds_changes_close(ds_changes *changes);
+
+/* Sleeps until the key, or any key that begins with it (`prefix`), has a commit after that sequence; a delete counts.
+ * *sequence receives its sequence. DS_TIMEOUT after timeout_ms (-1: never). May wake for a change that was compacted
+ * away in the meantime. */
+ds_status ds_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, bool prefix, uint64_t after,
+                  int64_t timeout_ms, uint64_t *sequence);
+
+/* Drops all that is overwritten or deleted, as far as whole segments go. Compaction runs by itself; this is for a small
+ * directory before a copy. */
+ds_status ds_compact(ds_store *store);
 
 /* Takes the writer lock and repairs what a dead writer left, so that what is read afterwards is decided. */
 ds_status ds_settle(ds_store *store, uint64_t *sequence);

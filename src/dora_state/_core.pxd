@@ -1,5 +1,5 @@
 # The engine's C interface (csrc/include/dora_state.h) for Cython.
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "dora_state.h" nogil:
@@ -22,6 +22,7 @@ cdef extern from "dora_state.h" nogil:
         DS_IN_USE
         DS_UNSUPPORTED
         DS_CLOSED
+        DS_COMPACTED
 
     const char *ds_status_name(ds_status status)
     const char *ds_error()
@@ -86,12 +87,37 @@ cdef extern from "dora_state.h" nogil:
     void ds_pin(const ds_value *value)
     void ds_unpin(const ds_value *value)
 
+    ctypedef struct ds_bytes:
+        const void *data
+        size_t size
+
+    ds_status ds_get_many(ds_store *store, uint8_t keyspace, const ds_bytes *keys, size_t count, ds_value *values)
+
     ctypedef struct ds_cursor:
         pass
 
     ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out)
     ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value)
     void ds_cursor_close(ds_cursor *cursor)
+
+    ctypedef struct ds_changes:
+        pass
+
+    ctypedef struct ds_change_told:
+        uint64_t sequence
+        ds_change_kind kind
+        bint last
+        const void *key
+        size_t key_size
+        ds_value value
+
+    ds_status ds_changes_open(ds_store *store, uint8_t keyspace, uint64_t after, ds_changes **out)
+    ds_status ds_changes_next(ds_changes *changes, ds_change_told *out)
+    void ds_changes_close(ds_changes *changes)
+
+    ds_status ds_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, bint prefix,
+                      uint64_t after, int64_t timeout_ms, uint64_t *sequence)
+    ds_status ds_compact(ds_store *store)
 
     ds_status ds_settle(ds_store *store, uint64_t *sequence)
     ds_status ds_fence(ds_store *store, uint64_t incarnation, uint64_t *sequence)

@@ -6,13 +6,16 @@ GIL up and taking it back 40 ns and a chance to wait for another thread); it is 
 and whatever may wait.
 """
 
+import math
 import os
+import time
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from dora_state import errors
@@ -21,6 +24,7 @@ USER = DS_USER
 RUNTIME = DS_RUNTIME
 
 cdef enum:
+    _SLICE_MS = 100
     LARGE = 64 * 1024  # bytes; from here on a copy takes longer than giving up the GIL
 
 cdef str _process = "process"
@@ -44,6 +48,7 @@ cdef dict _classes = {
     DS_IN_USE: errors.StoreInUse,
     DS_UNSUPPORTED: errors.UnsupportedError,
     DS_CLOSED: errors.StoreClosed,
+    DS_COMPACTED: errors.Compacted,
 }
 
 
@@ -226,6 +231,82 @@ cdef class Store:
             raise KeyError(key)
         raise _error(status)
 
+    def get_many(self, keys):
+        """The values of several keys at one point, as a dict of bytes; missing keys are left out."""
+        cdef list names = list(keys)
+        cdef Py_ssize_t count = len(names), i, size
+        cdef ds_status status = DS_OK
+        cdef ds_bytes *wanted = <ds_bytes *>PyMem_Malloc(max(1, count) * sizeof(ds_bytes))
+        cdef ds_value *values = <ds_value *>PyMem_Malloc(max(1, count) * sizeof(ds_value))
+        cdef dict found = {}
+        cdef Py_ssize_t done = 0, pinned = 0
+        try:
+            if wanted is NULL or values is NULL:
+                raise MemoryError()
+            for i in range(count):
+                wanted[i].data = _key(names[i], &size)
+                wanted[i].size = size
+            with nogil:
+                status = ds_get_many(self.handle, DS_USER, wanted, count, values)
+            if status != DS_OK:
+                raise _error(status)
+            pinned = count
+            while done < count:
+                done += 1  # first: _copy() gives up the pin also when it fails
+                if values[done - 1].owner is not NULL:
+                    found[names[done - 1]] = _copy(&values[done - 1])
+        finally:
+            for i in range(done, pinned):
+                if values[i].owner is not NULL:
+                    ds_unpin(&values[i])
+            PyMem_Free(wanted)
+            PyMem_Free(values)
+        return found
+
+    def wait(self, str key not None, *, unsigned long long after, timeout=None, bint prefix=False):
+        """Sleep until `key` has a commit after the sequence `after`; a delete counts.
+
+        timeout: seconds; None: for ever. prefix: any key that begins with `key` will do.
+        Returns the sequence, or None when the time is up.
+        """
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef uint64_t sequence = 0
+        cdef ds_status status = DS_OK
+        cdef int64_t left_ms
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout is None or seconds from 0 up, not {timeout!r}")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            # In slices, so that signals are handled while nothing happens.
+            left_ms = _SLICE_MS if deadline is None else <int64_t>min(
+                _SLICE_MS, max(0, math.ceil((deadline - time.monotonic()) * 1000)))
+            with nogil:
+                status = ds_wait(self.handle, DS_USER, c_key, key_size, prefix, after, left_ms, &sequence)
+            if status == DS_OK:
+                return sequence
+            if status != DS_TIMEOUT:
+                raise _error(status)
+            if deadline is not None and time.monotonic() >= deadline:
+                return None
+            PyErr_CheckSignals()
+
+    def changes(self, *, unsigned long long after=0):
+        """Iterates over the commits after the sequence `after`, in order, as (sequence, {key: value or None}).
+
+        None stands for a delete. The iteration ends at the newest commit; ask again with the last sequence to go on.
+        Raises Compacted if some of them are gone: read all keys, and go on from the sequence before that.
+        """
+        return _Changes(self, after)
+
+    def compact(self):
+        """Drop all that is overwritten or deleted. Compaction runs by itself; this makes a directory small at once."""
+        cdef ds_status status
+        with nogil:
+            status = ds_compact(self.handle)
+        if status != DS_OK:
+            raise _error(status)
+
     def delete(self, str key not None):
         """Forget `key`. Returns the commit's sequence; raises KeyError if it is missing."""
         cdef Py_ssize_t key_size
@@ -406,6 +487,47 @@ cdef class _Scan:
         sequence = value.sequence
         return name, _copy(&value), sequence
 
+
+
+cdef class _Changes:
+    """An iterator over commits."""
+
+    cdef Store store
+    cdef ds_changes *changes
+
+    def __cinit__(self, Store store not None, uint64_t after):
+        self.store = store
+        self.changes = NULL
+        cdef ds_status status
+        with nogil:
+            status = ds_changes_open(store.handle, DS_USER, after, &self.changes)
+        if status != DS_OK:
+            raise _error(status)
+
+    def __dealloc__(self):
+        if self.changes is not NULL:
+            ds_changes_close(self.changes)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef ds_change_told told
+        cdef ds_status status
+        cdef dict commit = {}
+        if self.store.handle is NULL:
+            raise errors.StoreClosed(f"{self.store.path}: the store was closed during an iteration")
+        while True:
+            with nogil:
+                status = ds_changes_next(self.changes, &told)
+            if status == DS_MISSING:
+                raise StopIteration
+            if status != DS_OK:
+                raise _error(status)
+            value = _copy(&told.value) if told.kind == DS_PUT else None
+            commit[PyUnicode_DecodeUTF8(<const char *>told.key, <Py_ssize_t>told.key_size, NULL)] = value
+            if told.last:
+                return told.sequence, commit
 
 
 cdef class Batch:

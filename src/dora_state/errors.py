@@ -14,6 +14,7 @@
     │   ├── ReadOnlyError          the handle was opened with read_only=True
     │   ├── UnsupportedError       this file system or platform cannot keep the promises
     │   ├── StoreClosed            (also ValueError)       the handle is closed
+    │   ├── Compacted              the commits asked for were compacted away
     │   └── ForkedHandle           the handle was inherited through fork()
     ├── TooLarge                   (also ValueError)       a key, value or batch beyond the limits
     └── OperatorError              something about an operator: its file, its class, where its state lives
@@ -86,6 +87,10 @@ class UnsupportedError(StoreError):
 
 class StoreClosed(StoreError, ValueError):
     """The handle is closed."""
+
+
+class Compacted(StoreError):
+    """The commits asked for were compacted away; read all keys and go on from there."""
 
 
 class ForkedHandle(StoreError):
