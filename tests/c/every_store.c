@@ -11,6 +11,8 @@
  *              What a reader sees without a lock, then what ds_settle() decides.
  *   rebooted:  control page and index are gone; all must come from the log.
  *
+ * And a read-only handle in another engine reads the live store at each moment: for it, the writer has stopped (I3, I4).
+ *
  * Each time the content must be exactly that after batches 1..m with acknowledged <= m <= begun (history.h), ds_verify() must
  * agree, and, in every fourth case, the recovered store must take the next batch and still know all after another
  * reboot: what a dead writer left behind may hurt only the second time. A sample of moments is kept, and then the *recovery*
@@ -47,6 +49,7 @@ typedef struct scene {
     uint64_t acknowledged, begun;
     uint64_t random, seed, operations, moments, images, chained, stores, compactions;
     bool in_recovery; /* the hooked engine is at work in `second` */
+    ds_store *reader; /* an ordinary handle on `live`, once that is there */
     hooks listener;
 } scene;
 
@@ -141,6 +144,9 @@ static void follow(scene *s, ds_store *store, uint64_t m, const char *how) {
     store = open_copy(s->copy, how);
     judge(s, store, m + 1, m + 1, true, how);
     verify(store, how);
+    ds_stats stats;
+    if (ds_stats_read(store, &stats) != DS_OK || stats.dropped_bytes != 0)
+        violated("%s: %llu bytes dropped of a store that was closed", how, (unsigned long long)stats.dropped_bytes);
     close_copy(store, how);
 }
 
@@ -172,6 +178,10 @@ static void recover(scene *s, bool rebooted) {
 static void on_moment(void *context) {
     scene *s = context;
     s->moments++;
+    if (s->reader && !s->in_recovery) { /* the writer stands still in the middle of its commit, for ever as it were */
+        judge(s, s->reader, s->acknowledged, s->begun, false, "a reader beside the writer, by key");
+        judge(s, s->reader, s->acknowledged, s->begun, true, "a reader beside the writer");
+    }
     recover(s, false);
     recover(s, true);
     if (!s->in_recovery && s->kept_count < KEPT && check_below(&s->random, KEEP_ONE_IN) == 0)
@@ -268,6 +278,18 @@ static bool run_other(scene *s, const shape *form, ds_store **store) {
     return true;
 }
 
+static ds_store *open_reader(const scene *s) {
+    ds_options options;
+    ds_options_init(&options);
+    options.create = false;
+    options.read_only = true;
+    ds_store *reader = NULL;
+    ds_status status = ds_open(s->live, &options, &reader);
+    if (status != DS_OK)
+        violated("a read-only open gave %s: %s", ds_status_name(status), ds_error());
+    return reader;
+}
+
 static void run_store(scene *s, const shape *form) {
     s->doing = form->doing;
     s->live = check_format("%s-live", s->copy);
@@ -287,6 +309,9 @@ static void run_store(scene *s, const shape *form) {
     hooked.listen(&s->listener);
     if (!store)
         store = hooked_open(s->live);
+    hooked.listen(NULL);
+    s->reader = open_reader(s);
+    hooked.listen(&s->listener);
     for (uint64_t i = 0; i < form->operations; i++) {
         uint64_t b = s->begun + 1;
         ds_change changes[HISTORY_CHANGES];
@@ -304,6 +329,8 @@ static void run_store(scene *s, const shape *form) {
     hooked_ok(hooked.close(store), "close");
     end_operation(s);
     hooked.listen(NULL);
+    close_copy(s->reader, "the reader");
+    s->reader = NULL;
     for (unsigned i = 0; i < 3; i++)
         history_free(&s->at[i]);
     history_free(&writer);

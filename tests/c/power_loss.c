@@ -300,6 +300,9 @@ static void recover(scene *s, const image *i) {
     image_reboot(s->copy);
     store = open_copy(s);
     judge(s, store, m + 1, m + 1);
+    must(ds_stats_read(store, &stats), "stats", ds_error());
+    if (stats.dropped_bytes != 0)
+        violated("%llu bytes dropped of a store that was closed", (unsigned long long)stats.dropped_bytes);
     must(ds_close(store), "close", ds_error());
 }
 

@@ -1,0 +1,258 @@
+/* Files that are not what this store wrote here: another history's frames, another boot's control page, another version's
+ * header, missing files. */
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "control.h"
+#include "format.h"
+#include "image.h"
+#include "store_help.h"
+
+enum { VALUE = 1000 };
+
+static void put_filled(ds_store *store, const char *key, int byte) {
+    char value[VALUE];
+    memset(value, byte, sizeof value);
+    CHECK_OK(ds_put(store, DS_USER, key, strlen(key), value, sizeof value, NULL));
+}
+
+/* The value of a key, as the one byte it is filled with; 0 if it is missing. */
+static int filled_with(ds_store *store, const char *key) {
+    ds_value value;
+    ds_status status = ds_get(store, DS_USER, key, strlen(key), &value);
+    if (status == DS_MISSING)
+        return 0;
+    CHECK_OK(status);
+    int byte = value.size > 0 ? *(const unsigned char *)value.data : 0;
+    ds_unpin(&value);
+    return byte;
+}
+
+static char *make_copy(const char *dir, const char *from, const char *to) {
+    char *source = check_format("%s/%s", dir, from), *target = check_format("%s/%s", dir, to);
+    CHECK(mkdir(target, 0700) == 0);
+    image files = {0};
+    image_map(&files, source);
+    image_write(&files, target, true);
+    free(source);
+    return target;
+}
+
+/* A commit, and not even a close: what it leaves may be torn without being damage. */
+static void put_and_die(void *context) {
+    const char *path = context;
+    ds_store *store = open_store(path);
+    int byte = path[strlen(path) - 1];
+    for (const char *key = "bcdefgh"; *key; key++)
+        put_filled(store, (const char[]){*key, 0}, byte);
+}
+
+static unsigned char *read_all(const char *path, size_t *size) {
+    int fd = open(path, O_RDONLY);
+    struct stat status;
+    CHECK(fd >= 0 && fstat(fd, &status) == 0);
+    *size = (size_t)status.st_size;
+    unsigned char *bytes = malloc(*size);
+    CHECK(bytes && read(fd, bytes, *size) == (ssize_t)*size);
+    close(fd);
+    return bytes;
+}
+
+static void write_at(const char *path, const void *bytes, size_t size, off_t at) {
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+    CHECK(fd >= 0 && pwrite(fd, bytes, size, at) == (ssize_t)size);
+    close(fd);
+}
+
+/* I14: copies x and y of one store went on with the same keys and sizes, so at each offset both have a frame of the same
+ * length, with the same seed. From the middle on, y gets x's bytes: whatever comes of it, no value of x. */
+static void frames_of_another_history_are_not_accepted(const char *dir) {
+    char *base = check_format("%s/base", dir);
+    ds_store *store = open_store(base);
+    put_filled(store, "a", 'a');
+    CHECK_OK(ds_close(store));
+    char *x = make_copy(dir, "base", "x"), *y = make_copy(dir, "base", "y");
+    check_join(check_spawn(put_and_die, x));
+    check_join(check_spawn(put_and_die, y));
+    char *x_log = check_format("%s/0000000000000000.log", x), *y_log = check_format("%s/0000000000000000.log", y);
+    size_t size;
+    unsigned char *bytes = read_all(x_log, &size);
+    uint64_t offset = DS_SEGMENT_HEADER;
+    int frames = 0;
+    for (; frames < 4; frames++) {
+        uint64_t word0;
+        memcpy(&word0, bytes + offset, sizeof word0);
+        CHECK(word0 != 0);
+        offset += ds__frame_length(word0);
+    }
+    write_at(y_log, bytes + offset, size - offset, (off_t)offset);
+    free(bytes);
+    image_reboot(y);
+    unlink(check_format("%s/floor", y));
+    store = open_store(y);
+    CHECK_EQ(filled_with(store, "a"), 'a');
+    for (const char *key = "bcd"; *key; key++)
+        CHECK_EQ(filled_with(store, (const char[]){*key, 0}), 'y');
+    for (const char *key = "efgh"; *key; key++)
+        CHECK_EQ(filled_with(store, (const char[]){*key, 0}), 0);
+    CHECK(stats_of(store).dropped_bytes > 0);
+    CHECK_OK(ds_close(store));
+}
+
+static void fill_a_segment_and_die(void *context) {
+    const char *path = context;
+    ds_store *store = open_store(path);
+    int byte = path[strlen(path) - 1];
+    for (int i = 0; i < 70; i++) /* a first segment of 64 KiB holds 61 of them */
+        put_filled(store, i < 69 ? "early" : "late", byte);
+}
+
+/* The same with whole segments: x's second one behind y's first. */
+static void segments_of_another_history_are_not_accepted(const char *dir) {
+    char *base = check_format("%s/base", dir);
+    ds_store *store = open_store(base);
+    put_filled(store, "a", 'a');
+    CHECK_OK(ds_close(store));
+    char *x = make_copy(dir, "base", "x"), *y = make_copy(dir, "base", "y");
+    check_join(check_spawn(fill_a_segment_and_die, x));
+    check_join(check_spawn(fill_a_segment_and_die, y));
+    size_t size;
+    unsigned char *bytes = read_all(check_format("%s/0000000000010000.log", x), &size);
+    write_at(check_format("%s/0000000000010000.log", y), bytes, size, 0);
+    free(bytes);
+    image_reboot(y);
+    unlink(check_format("%s/floor", y));
+    store = open_store(y);
+    CHECK_EQ(filled_with(store, "early"), 'y');
+    CHECK_EQ(filled_with(store, "late"), 0);
+    CHECK_OK(ds_close(store));
+}
+
+/* A frame that was copied further back, as a confused disk may do. */
+static void a_frame_in_the_wrong_place_is_not_accepted(const char *dir) {
+    ds_store *store = open_store(dir);
+    put_filled(store, "a", '1');
+    put_filled(store, "a", '2');
+    uint64_t end = stats_of(store).committed;
+    CHECK_OK(ds_close(store));
+    char *log = check_format("%s/0000000000000000.log", dir);
+    size_t size;
+    unsigned char *bytes = read_all(log, &size);
+    write_at(log, bytes + DS_SEGMENT_HEADER, (end - DS_SEGMENT_HEADER) / 2, (off_t)end); /* "a" = 1 again */
+    image_reboot(dir);
+    store = open_store(dir);
+    CHECK_EQ(filled_with(store, "a"), '2');
+    CHECK(stats_of(store).dropped_bytes > 0);
+    CHECK_OK(ds_close(store));
+    free(bytes);
+    free(log);
+}
+
+/* I6: the control page of an earlier boot is not even looked into: here its locks are all ones. */
+static void the_control_page_of_another_boot_blocks_nothing(const char *dir) {
+    setenv("DORA_STATE_BOOT_ID", "11111111-1111-1111-1111-111111111111", 1);
+    ds_store *store = open_store(dir);
+    put_filled(store, "a", '1');
+    CHECK_OK(ds_close(store));
+    struct ds_control ones;
+    memset(&ones, 0xff, sizeof ones);
+    char *control = check_format("%s/control", dir);
+    off_t at = offsetof(struct ds_control, lock);
+    write_at(control, &ones, sizeof ones - (size_t)at, at);
+    setenv("DORA_STATE_BOOT_ID", "22222222-2222-2222-2222-222222222222", 1);
+    store = open_store(dir);
+    CHECK_EQ(filled_with(store, "a"), '1');
+    put_filled(store, "a", '2');
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+    free(control);
+}
+
+static ds_status open_status(const char *dir, bool read_only) {
+    ds_options options = options_default();
+    options.read_only = read_only;
+    options.create = !read_only;
+    ds_store *store = NULL;
+    ds_status status = ds_open(dir, &options, &store);
+    if (status == DS_OK)
+        CHECK_OK(ds_close(store));
+    return status;
+}
+
+static void patch_header(const char *dir, size_t field, uint32_t value, bool seal) {
+    char *log = check_format("%s/0000000000000000.log", dir);
+    size_t size;
+    unsigned char *bytes = read_all(log, &size);
+    memcpy(bytes + field, &value, sizeof value);
+    if (seal) {
+        struct ds_segment_header header;
+        memcpy(&header, bytes, sizeof header);
+        header.crc = ds__segment_header_crc(&header);
+        memcpy(bytes, &header, sizeof header);
+    }
+    write_at(log, bytes, DS_SEGMENT_HEADER, 0);
+    free(bytes);
+    free(log);
+}
+
+/* I24: refused before anything is written; a feature that only writers must know allows reading. */
+static void a_future_format_is_refused(const char *dir) {
+    ds_store *store = open_store(dir);
+    put_filled(store, "a", '1');
+    CHECK_OK(ds_close(store));
+    image_reboot(dir);
+    patch_header(dir, offsetof(struct ds_segment_header, version), 2, false); /* its crc may be elsewhere */
+    CHECK_IS(open_status(dir, false), DS_FORMAT);
+    CHECK_IS(open_status(dir, true), DS_FORMAT);
+    patch_header(dir, offsetof(struct ds_segment_header, version), DS_FORMAT_VERSION, true);
+    CHECK_OK(open_status(dir, false));
+    patch_header(dir, offsetof(struct ds_segment_header, incompat), 1u << 31, true);
+    CHECK_IS(open_status(dir, true), DS_FORMAT);
+    patch_header(dir, offsetof(struct ds_segment_header, incompat), 0, true);
+    patch_header(dir, offsetof(struct ds_segment_header, compat), 1u << 31, true);
+}
+
+/* A segment that is gone is damage where it was synced, whichever it is. */
+static void a_missing_segment_is_reported(const char *dir) {
+    char *whole = check_format("%s/whole", dir);
+    ds_store *store = open_store(whole);
+    for (int i = 0; i < 150; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "key-%d", i);
+        put_filled(store, key, 'v');
+    }
+    CHECK_OK(ds_close(store));
+    image files = {0};
+    image_map(&files, whole);
+    int segments = 0;
+    for (size_t i = 0; i < files.count; i++) {
+        if (!strstr(files.files[i].name, ".log"))
+            continue;
+        segments++;
+        char *copy = make_copy(dir, "whole", files.files[i].name);
+        char *victim = check_format("%s/%s", copy, files.files[i].name);
+        CHECK(unlink(victim) == 0);
+        CHECK_IS(open_status(copy, true), DS_CORRUPT);
+        CHECK_IS(open_status(copy, false), DS_CORRUPT);
+        free(victim);
+        free(copy);
+    }
+    CHECK(segments >= 2);
+    free(whole);
+}
+
+int main(int argc, char **argv) {
+    static const check_test tests[] = {
+        TEST(frames_of_another_history_are_not_accepted),
+        TEST(segments_of_another_history_are_not_accepted),
+        TEST(a_frame_in_the_wrong_place_is_not_accepted),
+        TEST(the_control_page_of_another_boot_blocks_nothing),
+        TEST(a_future_format_is_refused),
+        TEST(a_missing_segment_is_reported),
+    };
+    return check_main(argc, argv, tests, CHECK_COUNT(tests));
+}
