@@ -1,6 +1,6 @@
 /* bit_flips.c: every bit of every file of a small stopped store, flipped one at a time (I12).
  *
- *     bit_flips [seed] [every nth]        1: all bits; the default takes every bit of frames and a sample of the zeros
+ *     bit_flips [seed] [nth] [zeros]        every nth bit (1), of the zeros that nothing is near only every zeros-th (997)
  *
  * The store was closed cleanly, so its floor is the end of its log and nothing may be dropped. For a flip in a segment, a
  * blob or the floor, once with control page and index as they were and once as after a reboot, the only outcomes are:
@@ -23,7 +23,7 @@
 enum { BATCHES = 9, KEYS = 6, VALUE_LIMIT = 300, LARGE = 4200, LIMIT_S = 3600 };
 
 static struct {
-    uint64_t seed, nth;
+    uint64_t seed, nth, zeros;
 } arguments;
 
 typedef struct damage {
@@ -142,8 +142,8 @@ static void flip_file(damage *d, size_t file, const char *dir) {
     unsigned char *bytes = d->files->files[file].bytes;
     size_t size = d->files->files[file].size;
     d->file = file;
-    for (d->bit = 0; d->bit < size * 8; d->bit++) {
-        if (arguments.nth > 1 && d->bit % arguments.nth && is_zero(bytes, size, d->bit / 8))
+    for (d->bit = 0; d->bit < size * 8; d->bit += arguments.nth) {
+        if (d->bit % arguments.zeros >= arguments.nth && is_zero(bytes, size, d->bit / 8))
             continue;
         bytes[d->bit / 8] ^= (unsigned char)(1 << d->bit % 8);
         for (int rebooted = 0; rebooted < 2; rebooted++) {
@@ -180,8 +180,11 @@ static void run(const char *dir) {
 
 int main(int argc, char **argv) {
     arguments.seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
-    arguments.nth = argc > 2 ? strtoull(argv[2], NULL, 0) : 997;
-    printf("bit_flips %#llx %llu\n", (unsigned long long)arguments.seed, (unsigned long long)arguments.nth);
+    arguments.nth = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
+    arguments.zeros = argc > 3 ? strtoull(argv[3], NULL, 0) : 997;
+    CHECK(arguments.nth > 0 && arguments.zeros > 0);
+    printf("bit_flips %#llx %llu %llu\n", (unsigned long long)arguments.seed, (unsigned long long)arguments.nth,
+           (unsigned long long)arguments.zeros);
     const check_test test = {"bit_flips", run};
     return !check_isolated(&test, access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL, LIMIT_S);
 }

@@ -59,6 +59,28 @@ static void empty_and_binary_keys_and_values_are_ordinary(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* Enough keys that many of them share the way through the index. */
+static void deleting_keys_hides_no_others(const char *dir) {
+    enum { COUNT = 700 };
+    ds_store *store = open_store(dir);
+    char key[16];
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(key, sizeof key, "key-%d", i);
+        put(store, key, key);
+    }
+    for (int i = 0; i < COUNT; i += 2) {
+        snprintf(key, sizeof key, "key-%d", i);
+        CHECK_OK(ds_delete(store, DS_USER, key, strlen(key), NULL));
+    }
+    for (int i = 0; i < COUNT; i++) {
+        snprintf(key, sizeof key, "key-%d", i);
+        expect_value(store, key, i % 2 ? key : NULL);
+    }
+    CHECK_EQ(stats_of(store).keys[DS_USER], COUNT / 2);
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
 static void keyspaces_do_not_collide(const char *dir) {
     ds_store *store = open_store(dir);
     ds_value value;
@@ -394,6 +416,7 @@ int main(int argc, char **argv) {
         TEST(a_value_comes_back),
         TEST(a_deleted_key_is_missing),
         TEST(empty_and_binary_keys_and_values_are_ordinary),
+        TEST(deleting_keys_hides_no_others),
         TEST(keyspaces_do_not_collide),
         TEST(values_of_every_size_class_come_back),
         TEST(a_key_has_a_limit),

@@ -1,0 +1,657 @@
+"""Seeded bugs in the protocol: is there a test that notices each of them?
+
+    python tests/mutants.py                  build and test every mutant, print the table, exit 1 if one lives
+    python tests/mutants.py NAME ...         these only
+    python tests/mutants.py --list           names and what they break
+    python tests/mutants.py --all            run every test on every mutant, not only up to the first that fails
+    cmake -DDORA_STATE_MUTANT=NAME           build the engine with one of them (CMakeLists.txt calls --apply)
+
+A mutant is a replacement of a few lines in csrc, applied to a copy, so that the engine itself carries no scaffolding. One
+whose lines are not found exactly once is an error: after a change of the engine it must be looked at again.
+"""
+
+# ruff: noqa: E501 - the lines of csrc are quoted as they are
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "mutants"
+JOBS = os.environ.get("DORA_STATE_JOBS", "2")
+TEST_LIMIT_S = 240
+
+# In the order in which they are tried: quick ones first. Seeds are fixed, so the table is too.
+TESTS = [
+    ["test_status"],
+    ["test_store"],
+    ["test_open"],
+    ["test_damage"],
+    ["test_processes"],
+    ["every_store", "1", "1"],
+    ["kill_sweep", "150", "1", "/dev/shm"],
+    ["power_loss", "4000", "1"],
+    ["bit_flips", "1", "3", "100000"],
+]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    breaks: str
+    edits: tuple[tuple[str, str, str], ...]  # file, old lines, new lines
+
+
+def mutant(name: str, file: str, breaks: str, *edits: tuple[str, str]) -> Mutant:
+    return Mutant(name, breaks, tuple((file, old, new) for old, new in edits))
+
+
+MUTANTS = [
+    # ---- a commit, in its order ----------------------------------------------------------------
+    mutant(
+        "intent-forgotten",
+        "append.c",
+        "a dead writer's commit is neither finished nor undone",
+        ("    atomic_store_explicit(&control->intent.end, end, memory_order_release);\n", ""),
+    ),
+    mutant(
+        "intent-before-its-content",
+        "append.c",
+        "a death between leaves an intent that describes another commit",
+        (
+            "    control->intent.begin = begin;\n    control->intent.after = *after;\n"
+            "    atomic_store_explicit(&control->intent.end, end, memory_order_release);\n",
+            "    atomic_store_explicit(&control->intent.end, end, memory_order_release);\n"
+            "    control->intent.begin = begin;\n    control->intent.after = *after;\n",
+        ),
+    ),
+    # Alone, either is harmless: repair checks the whole frame, which is why it is the double that must be seen.
+    Mutant(
+        "word0-first-and-believed",
+        "a frame exists before it is complete, and repair does not check it",
+        (
+            (
+                "append.c",
+                "    uint64_t at = begin + sizeof *frame;\n    for (size_t i = 0; i < count; i++) {\n"
+                "        if (!plans[i].write)\n            continue;\n        write_record",
+                "    uint64_t at = begin + sizeof *frame;\n    frame->word0 = ds__word0(length, type);\n"
+                "    for (size_t i = 0; i < count; i++) {\n"
+                "        if (!plans[i].write)\n            continue;\n        write_record",
+            ),
+            (
+                "writer.c",
+                " && ds__frame_valid(frame, room, segment->seed, begin, before)))",
+                " && ds__frame_well_formed(frame, frame->word0, room) && before != 1))",
+            ),
+        ),
+    ),
+    mutant(
+        "committed-before-the-index",
+        "append.c",
+        "the commit point is passed while slots still name old records",
+        (
+            "    at = begin + sizeof *frame;\n    for (size_t i = 0; i < count; i++) {\n"
+            "        if (!plans[i].write || plans[i].op == DS_RECORD_START)",
+            "    atomic_store_explicit(&control->committed, end, memory_order_release);\n"
+            "    at = begin + sizeof *frame;\n    for (size_t i = 0; i < count; i++) {\n"
+            "        if (!plans[i].write || plans[i].op == DS_RECORD_START)",
+        ),
+    ),
+    mutant(
+        "tail-before-committed",
+        "append.c",
+        "a death between makes repair undo a commit that the tail already counts",
+        (
+            "    atomic_store_explicit(&control->committed, end, memory_order_release);\n"
+            "    control->tail = *after;\n",
+            "    control->tail = *after;\n"
+            "    atomic_store_explicit(&control->committed, end, memory_order_release);\n",
+        ),
+    ),
+    mutant(
+        "intent-cleared-before-the-tail",
+        "append.c",
+        "a death between leaves a tail that points before the last commit",
+        (
+            "    control->tail = *after;\n"
+            "    atomic_store_explicit(&control->intent.end, 0, memory_order_release);\n",
+            "    atomic_store_explicit(&control->intent.end, 0, memory_order_release);\n"
+            "    control->tail = *after;\n",
+        ),
+    ),
+    mutant(
+        "crc-of-the-tail-not-kept",
+        "append.c",
+        "the next frame is chained to the wrong predecessor",
+        ("    after->crc = frame->crc;\n", ""),
+    ),
+    mutant(
+        "sequence-not-advanced",
+        "append.c",
+        "two commits have one sequence",
+        ("control->tail.sequence + (type == DS_FRAME_COMMIT);", "control->tail.sequence;"),
+    ),
+    mutant(
+        "delete-empties-the-slot",
+        "append.c",
+        "probes for other keys end at the hole",
+        (
+            "ds__index_set(index, plans[i].slot, ds__slot(at, plans[i].hash));",
+            "ds__index_set(index, plans[i].slot,\n"
+            "                          plans[i].op == DS_RECORD_TOMBSTONE ? 0 : ds__slot(at, plans[i].hash));",
+        ),
+    ),
+    mutant(
+        "batch-uses-the-first-empty-slot",
+        "append.c",
+        "two new keys of a batch that probe to one slot overwrite each other",
+        ("        if (records == 1)\n", "        if (records >= 1)\n"),
+    ),
+    mutant(
+        "sealed-tail-ignored",
+        "append.c",
+        "a frame follows torn bytes",
+        ("    if (!tail->sealed && length <=", "    if (length <="),
+    ),
+    mutant(
+        "hash-before-the-value",
+        "append.c",
+        "the record's hash does not cover what is stored",
+        (
+            "    record->hash = ds__record_hash(record_seed, record, plan->length);",
+            "    record->hash = ds__record_hash(record_seed, record, sizeof *record);",
+        ),
+    ),
+    # ---- repair --------------------------------------------------------------------------------
+    mutant(
+        "repair-skipped",
+        "writer.c",
+        "the next writer overwrites or forgets what a dead one left",
+        (
+            "if (atomic_load_explicit(&store->control->intent.end, memory_order_relaxed) != 0)",
+            "if (false)",
+        ),
+    ),
+    mutant(
+        "repair-always-undoes",
+        "writer.c",
+        "a commit past its commit point is taken back",
+        ("    if (done ||\n", "    if (false && done &&\n"),
+    ),
+    mutant(
+        "repair-believes-word0",
+        "writer.c",
+        "a frame that is not complete is finished",
+        (
+            " && ds__frame_valid(frame, room, segment->seed, begin, before)))",
+            " || frame->count > 0))",
+        ),
+    ),
+    mutant(
+        "repair-clears-the-intent-first",
+        "writer.c",
+        "a repairer that dies leaves half a repair for ever",
+        (
+            "    const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, begin);\n"
+            "    bool done",
+            "    const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, begin);\n"
+            "    atomic_store_explicit(&control->intent.end, 0, memory_order_release);\n"
+            "    bool done",
+        ),
+    ),
+    mutant(
+        "finish-forgets-the-index",
+        "writer.c",
+        "keys of a repaired commit keep their old values",
+        (
+            "        if (record->op != DS_RECORD_START)\n            ds__index_apply",
+            "        if (false)\n            ds__index_apply",
+        ),
+    ),
+    mutant(
+        "finish-forgets-the-tail",
+        "writer.c",
+        "the next commit overwrites a repaired one",
+        ("    control->tail = control->intent.after;\n", ""),
+    ),
+    mutant(
+        "finish-forgets-the-crc",
+        "writer.c",
+        "the frame after a repaired one has the wrong predecessor",
+        ("    control->intent.after.crc = frame->crc;\n", ""),
+    ),
+    mutant(
+        "undo-leaves-torn-bytes",
+        "writer.c",
+        "a shorter next frame leaves a dead writer's bytes where the next word0 is looked for",
+        ("        memset(ds__segment_at(segment, begin), 0, torn);\n", "        ;\n"),
+    ),
+    mutant(
+        "undo-forgets-the-new-segment",
+        "writer.c",
+        "the segment of an undone commit is made twice",
+        (
+            "    if (begin == segment->base + DS_SEGMENT_HEADER) {\n        /* Whether",
+            "    if (false) {\n        /* Whether",
+        ),
+    ),
+    # ---- reading -------------------------------------------------------------------------------
+    mutant(
+        "no-stepping-back",
+        "read.c",
+        "readers see half a commit",
+        ("    while (found->offset >= limit) {", "    while (false) {"),
+    ),
+    mutant(
+        "old-index-forever",
+        "read.c",
+        "readers do not notice that the index was replaced",
+        (
+            "    if (index != NULL && index->generation == generation) {\n        *out = index;\n        return DS_OK;",
+            "    if (index != NULL && (index->generation == generation || store->options.read_only)) {\n"
+            "        *out = index;\n        return DS_OK;",
+        ),
+    ),
+    mutant(
+        "key-compared-by-tag",
+        "read.c",
+        "two keys with one tag are one",
+        (
+            "        if (ds__record_is(out->record, keyspace, key, key_size)) {",
+            "        if (true) {",
+        ),
+    ),
+    mutant(
+        "keyspace-ignored",
+        "read.c",
+        "the runtime's keys and the user's collide",
+        (
+            "record->key_size == key_size && record->keyspace == keyspace &&",
+            "record->key_size == key_size &&",
+        ),
+    ),
+    mutant(
+        "record-unchecked-on-read",
+        "read.c",
+        "a flipped bit gives a wrong value",
+        (
+            "    if (ds__record_length(key_size, value_size) < DS_WIDE_HASH_FROM || record",
+            "    if (record",
+        ),
+    ),
+    # ---- checksums -----------------------------------------------------------------------------
+    mutant(
+        "record-hash-skipped",
+        "format.c",
+        "recovery accepts damaged values",
+        (
+            "        if (!ds__record_valid(seed, offset + at, record, length))\n            return false;\n",
+            "        (void)seed, (void)offset;\n",
+        ),
+    ),
+    mutant(
+        "frame-crc-skipped",
+        "format.c",
+        "recovery accepts a frame of another place or history",
+        (
+            "    if (ds__frame_crc(seed, offset, before, word0, frame) != frame->crc)\n        return false;\n",
+            "",
+        ),
+    ),
+    mutant(
+        "predecessor-not-in-the-crc",
+        "format.c",
+        "a frame may follow any other",
+        (
+            "    } head = {offset, word0, frame->sequence, before, frame->count};",
+            "    } head = {offset, word0, frame->sequence, 0 * before, frame->count};",
+        ),
+    ),
+    mutant(
+        "segment-link-ignores-the-crc",
+        "log.c",
+        "a segment of another history is followed",
+        (
+            "           header->before_end == end->offset && header->before_crc == end->crc &&",
+            "           header->before_end == end->offset &&",
+        ),
+    ),
+    mutant(
+        "sequence-instead-of-offset",
+        "format.c",
+        "a frame is valid wherever its sequence fits",
+        (
+            "    } head = {offset, word0, frame->sequence, before, frame->count};",
+            "    } head = {0 * offset, word0, frame->sequence, 0 * before, frame->count};",
+        ),
+    ),
+    # ---- recovery from the log -------------------------------------------------------------------
+    mutant(
+        "tombstone-forgotten",
+        "rebuild.c",
+        "deleted keys come back at a reboot",
+        (
+            "    struct ds_tail *tail = &rebuild->tail;\n    uint64_t hash = ds__hash(rebuild->store->hash_seed, record->keyspace",
+            "    struct ds_tail *tail = &rebuild->tail;\n    if (record->op == DS_RECORD_TOMBSTONE)\n        return DS_OK;\n"
+            "    uint64_t hash = ds__hash(rebuild->store->hash_seed, record->keyspace",
+        ),
+    ),
+    mutant(
+        "first-version-wins",
+        "rebuild.c",
+        "a reboot brings old values back",
+        ("        ds__index_set(rebuild->index, found.slot, ds__slot(offset, hash));", "        ;"),
+    ),
+    mutant(
+        "floor-ignored",
+        "rebuild.c",
+        "damage to synced data passes for a torn end",
+        (
+            "    if (end->offset < floor->offset || end->segment == NULL)",
+            "    if (end->segment == NULL)",
+        ),
+    ),
+    mutant(
+        "torn-end-not-sealed",
+        "rebuild.c",
+        "commits follow torn bytes",
+        ("    tail->sealed = end.torn;", "    tail->sealed = 0;"),
+    ),
+    mutant(
+        "torn-is-the-end",
+        "log.c",
+        "what was committed behind a torn segment is lost at the next recovery",
+        (
+            "        status = walk_segment(walk, segment, end);\n        if (status != DS_OK)\n            return status;\n    }",
+            "        status = walk_segment(walk, segment, end);\n        if (status != DS_OK)\n            return status;\n"
+            "        if (end->torn)\n            break;\n    }",
+        ),
+    ),
+    mutant(
+        "dead-bytes-not-counted",
+        "rebuild.c",
+        "a zeroed sector passes for a clean end",
+        (
+            "    uint64_t dead = count_dead(end->segment, end->offset);",
+            "    uint64_t dead = 0 * count_dead(end->segment, end->offset);",
+        ),
+    ),
+    mutant(
+        "no-sequence-gap",
+        "rebuild.c",
+        "a sequence is given out twice after a power loss",
+        (
+            "tail->sequence = clean ? sequence : sequence + SEQUENCE_GAP;",
+            "tail->sequence = clean ? sequence : sequence;",
+        ),
+    ),
+    mutant(
+        "version-ignored",
+        "segment.c",
+        "a future format is opened",
+        (
+            "    if (header->version != DS_FORMAT_VERSION || (header->incompat",
+            "    if ((header->incompat",
+        ),
+    ),
+    mutant(
+        "another-boot-is-this-one",
+        "os.c",
+        "a control page of an earlier boot is believed",
+        ("        strncpy(out, fake, 36);\n", "        (void)fake;\n"),
+    ),
+    # ---- index growth ----------------------------------------------------------------------------
+    mutant(
+        "index-published-empty",
+        "growth.c",
+        "keys are missing while, or if it dies, the writer copies the index",
+        (
+            "    uint64_t used = 0;\n    status = copy_slots(store, index, next, &used);",
+            "    uint64_t used = 0;\n"
+            "    atomic_store_explicit(&control->generation, next->generation, memory_order_release);\n"
+            "    status = copy_slots(store, index, next, &used);",
+        ),
+    ),
+    mutant(
+        "index-growth-loses-a-slot",
+        "growth.c",
+        "a key is missing after the index grew",
+        (
+            "    for (uint64_t at = 0; at <= from->mask; at++) {",
+            "    for (uint64_t at = 0; at < from->mask - 40; at++) {",
+        ),
+    ),
+    # ---- compaction and sync -----------------------------------------------------------------------
+    mutant(
+        "compaction-drops-before-the-sync",
+        "compaction.c",
+        "the power goes, and neither the old segments nor the moved records are there",
+        (
+            "    if (status == DS_OK)\n        status = ds__sync(store, to, false);\n    if (status == DS_OK)\n        status = drop(",
+            "    if (status == DS_OK)\n        status = drop(",
+        ),
+    ),
+    mutant(
+        "compaction-forgets-the-last-batch",
+        "compaction.c",
+        "live records are dropped with their segment",
+        (
+            "        before = frame->crc;\n        offset = at;\n    }\n    return flush(pass);",
+            "        before = frame->crc;\n        offset = at;\n    }\n    pass->batch.count = 0;\n    return flush(pass);",
+        ),
+    ),
+    mutant(
+        "compaction-without-head",
+        "compaction.c",
+        "the log does not say where it begins",
+        (
+            "    ds_status status = append_head(store, to);\n",
+            "    ds_status status = DS_OK;\n    (void)append_head;\n",
+        ),
+    ),
+    mutant(
+        "relocation-gets-a-new-sequence",
+        "compaction.c",
+        "a key's sequence changes though nobody wrote it",
+        (".sequence = record->sequence, .op = record->op}", ".sequence = 0, .op = record->op}"),
+    ),
+    mutant(
+        "directory-not-synced",
+        "sync.c",
+        "a synced segment has no name after a power loss",
+        (
+            "    return fresh ? ds__os_directory_sync(&store->directory) : DS_OK;",
+            "    (void)fresh;\n    return DS_OK;",
+        ),
+    ),
+    mutant(
+        "segments-not-synced",
+        "sync.c",
+        "the floor says more than is on disk",
+        (
+            "    if (status == DS_OK)\n        status = sync_segments(store, from, to);\n",
+            "    (void)sync_segments;\n",
+        ),
+    ),
+    mutant(
+        "segment-header-not-synced",
+        "sync.c",
+        "a synced segment's header is not on disk",
+        (
+            "        uint64_t start = at <= segment->base + DS_SEGMENT_HEADER ? segment->base : at;",
+            "        uint64_t start = at <= segment->base + DS_SEGMENT_HEADER ? (segment->base + 4096 < stop ? segment->base + 4096 : stop - 1) : at;",
+        ),
+    ),
+    mutant(
+        "floor-not-raised",
+        "sync.c",
+        "damage to what was synced is taken for a torn end",
+        (
+            "    if (status == DS_OK && (clean || before < to))\n        status = raise_floor",
+            "    if (status == DS_OK && before < to && before > to)\n        status = raise_floor",
+        ),
+    ),
+    # ---- locks, handles, rules of a commit -----------------------------------------------------------
+    mutant(
+        "lock-not-robust",
+        "lock.c",
+        "a dead owner blocks all writers",
+        (
+            "        error = pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST);",
+            "        error = pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_STALLED);",
+        ),
+    ),
+    mutant(
+        "lock-not-made-consistent",
+        "lock.c",
+        "after one death the lock is broken for ever",
+        ("        pthread_mutex_consistent(&lock->mutex);\n", ""),
+    ),
+    mutant(
+        "fork-not-noticed",
+        "store.c",
+        "parent and child share one handle",
+        ("    if (store->stamp != ds__os_process_stamp())", "    if (false)"),
+    ),
+    mutant(
+        "fence-ignored",
+        "writer.c",
+        "an operator that was replaced goes on writing",
+        ("store->options.incarnation < fence)", "store->options.incarnation < fence - fence)"),
+    ),
+    mutant(
+        "expectation-ignored",
+        "commit.c",
+        "compare-and-put always wins",
+        ("&& sequence != change->expected)", "&& sequence != change->expected && sequence == 0)"),
+    ),
+    mutant(
+        "first-change-wins",
+        "commit.c",
+        "a key named twice in a batch takes its first change",
+        (
+            "    for (size_t i = count; i-- > 0;) {\n        if (changes[i].kind == DS_EXPECT)",
+            "    for (size_t i = 0; i < count; i++) {\n        if (changes[i].kind == DS_EXPECT)",
+        ),
+    ),
+]
+
+
+def apply(chosen: Mutant, target: Path) -> None:
+    """Makes `target` the engine's sources with one bug. Untouched files keep their times, so little is built anew."""
+    target.mkdir(parents=True, exist_ok=True)
+    for source in (ROOT / "csrc").rglob("*"):
+        copy = target / source.relative_to(ROOT / "csrc")
+        if source.is_dir():
+            copy.mkdir(exist_ok=True)
+            continue
+        text = source.read_bytes()
+        text = edited(chosen, str(source.relative_to(ROOT / "csrc")), text.decode()).encode()
+        if not copy.exists() or copy.read_bytes() != text:
+            copy.write_bytes(text)
+
+
+def edited(chosen: Mutant, file: str, text: str) -> str:
+    for name, old, new in chosen.edits:
+        if name != file:
+            continue
+        if text.count(old) != 1:
+            sys.exit(
+                f"mutants.py: {chosen.name}: {text.count(old)} times in {file}, not once:\n{old}"
+            )
+        text = text.replace(old, new)
+    return text
+
+
+def build(chosen: Mutant) -> None:
+    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), f"-DDORA_STATE_MUTANT={chosen.name}"]
+    configure += ["-DCMAKE_BUILD_TYPE=Release", "-DDORA_STATE_PYTHON=OFF", "-DDORA_STATE_TESTS=ON"]
+    if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
+        configure += ["-G", "Ninja"]
+    for command in (configure, ["cmake", "--build", str(BUILD), "-j", JOBS]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(
+                f"mutants.py: {chosen.name} does not build:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            )
+
+
+def first_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    failed = [line for line in lines if line.startswith("FAIL")]
+    spoken = [line for line in lines if ": " in line and not line.startswith("FAIL")]
+    return " ".join((spoken or failed or lines or ["no output"])[0].split())
+
+
+def run_test(test: list[str]) -> str | None:
+    """What the test says when it fails; None if it passes. It is ended, with all its children, after a while."""
+    command = [str(BUILD / "tests" / "c" / test[0]), *test[1:]]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=TEST_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return f"still running after {TEST_LIMIT_S} s"
+    return None if process.returncode == 0 else first_line(output)
+
+
+def judge(chosen: Mutant, every: bool) -> list[tuple[str, str]]:
+    """The tests that notice the mutant, and what they say."""
+    noticed = []
+    for test in TESTS:
+        said = run_test(test)
+        if said is not None:
+            noticed.append((test[0], said))
+            if not every:
+                break
+    return noticed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Is every seeded bug noticed by a test?")
+    parser.add_argument("names", nargs="*", help="mutants; none: all")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--all", action="store_true", help="go on after the first test that fails")
+    parser.add_argument("--apply", metavar="DIRECTORY", type=Path)
+    options = parser.parse_args()
+    known = {m.name: m for m in MUTANTS}
+    unknown = [name for name in options.names if name not in known]
+    if unknown:
+        parser.error(f"no such mutant: {', '.join(unknown)}; see --list")
+    chosen = [known[name] for name in options.names] or MUTANTS
+    if options.list:
+        for m in chosen:
+            print(f"{m.name:36} {m.edits[0][0]:14} {m.breaks}")
+        return 0
+    if options.apply:
+        apply(chosen[0], options.apply)
+        return 0
+    alive = 0
+    start = time.monotonic()
+    print(
+        "| mutant | what it breaks | noticed by | what the test says |\n| --- | --- | --- | --- |"
+    )
+    for m in chosen:
+        build(m)
+        noticed = judge(m, options.all)
+        alive += not noticed
+        tests = ", ".join(name for name, _ in noticed) or "**nothing**"
+        said = noticed[0][1].replace("|", "/")[:160] if noticed else ""
+        print(f"| {m.name} | {m.breaks} | {tests} | {said} |", flush=True)
+    print(f"\n{len(chosen)} mutants, {alive} alive, {time.monotonic() - start:.0f} s")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
