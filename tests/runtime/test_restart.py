@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
+import threading
 
 import pytest
 from hosting import LEDGER, kill, ledger, wait_file
 
 from dora_state.runtime import killpoint
 from dora_state.runtime.policy import RestartPolicy
+
+KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "100"))  # set it to 10000 for a soak
 
 CRASHES = {
     "an exception": "raise ValueError('no')",
@@ -99,20 +103,49 @@ def test_every_point_in_one_life(host):
 
 def test_random_kills_leave_the_ledger_exact(host):
     """Kills at times that the machine's noise makes random, each some outputs after the last."""
-    kills, events = int(os.environ.get("DORA_STATE_TEST_KILLS", "40")), 0
+    events = incarnation = 0
     hosted = host().start()
-    for incarnation in range(1, kills + 1):
-        pid = hosted.wait_running()["worker_pid"]
+    for round in range(KILLS):
+        status = hosted.wait_running(incarnation + 1)
+        incarnation = status["incarnation"]
         hosted.send(*range(events, events + 5))
+        hosted.wait(lambda n=events + round % 5: len(hosted.outputs) >= n)
+        kill(status["worker_pid"])
         events += 5
-        hosted.wait_outputs(events - 5 + incarnation % 5)
-        kill(pid)
-        hosted.wait(lambda n=incarnation: hosted.supervisor.restarts >= n)
-        hosted.wait(lambda n=incarnation: len(hosted.supervisor.restart_ms) >= n)
     assert hosted.wait_outputs(events) == ledger(events)
     assert hosted.finish().clean
+    assert hosted.supervisor.restarts == KILLS
     assert hosted.texts == ledger(events)
     assert int(hosted.state()["count"]) == events
+
+
+def test_kills_at_any_moment_leave_the_ledger_exact(host):
+    """Kills by the clock, also of workers that are still starting, while events flow all the time."""
+    events = 20 * KILLS
+    hosted = host().start()
+    over = threading.Event()
+
+    def killer() -> None:
+        chance = random.Random(KILLS)
+        for _ in range(KILLS):
+            if over.wait(chance.uniform(0, 0.02)):
+                return
+            if pid := hosted.statuses[-1]["worker_pid"]:
+                kill(pid)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        for start in range(0, events, 5):  # never more than some in the queue: the kills shall hit
+            hosted.send(*range(start, start + 5))
+            hosted.wait(lambda n=start: len(hosted.outputs) >= n)
+        assert hosted.wait_outputs(events) == ledger(events)
+    finally:
+        over.set()
+        thread.join()
+    assert hosted.finish().clean
+    assert hosted.texts == ledger(events)
+    assert int(hosted.state()["total"]) == events * (events - 1) // 2
 
 
 def test_restore_gets_the_last_saved_state_before_the_next_event(host, tmp_path):
