@@ -615,6 +615,26 @@ def test_stop_is_handled_like_an_event_and_then_ends_it(host):
     assert hosted.texts == ["INPUT", "STOP"]
 
 
+@pytest.mark.parametrize("point", ["before-commit@2", "after-commit@2", "after-ack@2"])
+def test_a_crash_around_the_commit_of_stop_does_not_start_anything_anew(host, point):
+    source = LEDGER.replace(
+        "return 0", 'send_output("saw", event["type"].encode())\n            return 0'
+    )
+    hosted = host(source, kill=point).start()
+    hosted.send(0)
+    hosted.supervisor.submit({"kind": "dora", "type": "STOP", "id": "MANUAL"})
+    assert hosted.wait_end().clean
+    assert hosted.texts == ["0 1 0", "INPUT", "STOP"]
+
+
+@pytest.mark.parametrize("point", ["before-commit@1", "after-commit@1", "after-ack@1"])
+def test_a_crash_around_the_commit_of_a_wish_to_stop_does_not_forget_it(host, point):
+    hosted = host(LEDGER.replace("return 0", "return 1"), kill=point).start()
+    hosted.send(0)
+    assert hosted.wait_end().clean
+    assert hosted.texts == ledger(1)
+
+
 def test_forks_of_one_zygote_draw_different_random_numbers(host):
     pytest.importorskip("numpy")
     hosted = host(

@@ -433,7 +433,8 @@ class Supervisor:
         self._settle(dead)
         if self.state is State.STOPPING:
             self._end()  # (8)
-            return
+        if self.state is State.ENDED:
+            return  # also when what it had committed last was the wish to stop
         ending = Ending(asked=dead.asked_to_stop, progressed=dead.commits > 0)
         assert dead.noticed_end is not None
         decision, self._history = policy.decide(
