@@ -6,7 +6,7 @@ import msgpack
 from dora import Node
 from ledger import Ledger, summary
 
-from dora_state import kvs_read
+from dora_state import kvs_read, kvs_write
 
 STATUS = "dora-state/counter/status"
 
@@ -15,7 +15,9 @@ def main() -> int:
     ledger = Ledger()
     for event in Node():
         if event["type"] == "INPUT":
-            ledger.take(*event["value"].to_pylist())
+            number, total = event["value"].to_pylist()
+            ledger.take(number, total)
+            kvs_write("counter/seen", str(number).encode())
 
     sent = int(kvs_read("counter/sent", default=b"0"))
     restart_ms = msgpack.unpackb(kvs_read("counter/restart_ms", default=b"\x90"))
