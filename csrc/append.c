@@ -9,8 +9,11 @@
  * Everything that can fail happens before 2. */
 #include "store.h"
 
+#include <errno.h>
+
 enum {
     POPULATE_AHEAD = 256 * 1024, /* bytes of page faults taken at once */
+    KEPT_FREE = 1024,
     QUICK_SEGMENT = 1024 * 1024,
     QUICK_NS = 100 * 1000 * 1000,
 };
@@ -60,14 +63,48 @@ static uint64_t blob_limit(const struct ds_tail *tail) {
     return tail->live_bytes / 8 > DS_SEGMENT_MAX ? tail->live_bytes / 8 : DS_SEGMENT_MAX;
 }
 
+/* A new segment; on a full disk the smallest that will do, and for what makes room the reserve. */
+static ds_status make_room(ds_store *store, struct ds_segment_header *header, uint64_t length, bool frees,
+                           struct ds_segment **out) {
+    atomic_uint *reserve_gone = &store->control->reserve_gone;
+    ds_status status = ds__segment_create(&store->segments, header, out);
+    uint64_t smallest = DS_SEGMENT_MIN;
+    while (smallest < length + DS_SEGMENT_HEADER)
+        smallest *= 2;
+    if (status == DS_FULL && smallest < header->size) {
+        header->size = smallest;
+        status = ds__segment_create(&store->segments, header, out);
+    }
+    if (status == DS_FULL && frees && smallest == DS_SEGMENT_MIN &&
+        atomic_load_explicit(reserve_gone, memory_order_relaxed) == 0) {
+        atomic_store_explicit(reserve_gone, 1, memory_order_relaxed);
+        if (ds__segment_from_reserve(&store->segments, header, out) == DS_OK)
+            return DS_OK;
+        return ds__fail(DS_FULL, ENOSPC, "%s: no space left on the disk, and the store's reserve is used up; free some",
+                        store->directory.path);
+    } else if (status == DS_OK && atomic_load_explicit(reserve_gone, memory_order_relaxed) != 0 &&
+               ds__reserve_make(&store->directory) == DS_OK) {
+        atomic_store_explicit(reserve_gone, 0, memory_order_relaxed);
+    }
+    return status;
+}
+
+/* While the reserve is in use, commits leave some room behind them, so that compaction can still move the start. */
+static uint64_t kept_free(const ds_store *store, uint8_t type) {
+    bool gone = atomic_load_explicit(&store->control->reserve_gone, memory_order_relaxed) != 0;
+    return gone && type == DS_FRAME_COMMIT ? KEPT_FREE : 0;
+}
+
 /* The segment that takes the next frame, and in `after` what the tail will say about it. */
-static ds_status place_frame(ds_store *store, uint64_t length, struct ds_tail *after, struct ds_segment **out) {
+static ds_status place_frame(ds_store *store, uint8_t type, uint64_t length, bool fresh, bool frees,
+                             struct ds_tail *after, struct ds_segment **out) {
     const struct ds_tail *tail = &store->control->tail;
     struct ds_segment *segment;
     ds_status status = ds__segments_at(&store->segments, tail->segment_base, &segment);
     if (status != DS_OK)
         return status;
-    if (!tail->sealed && length <= segment->end - tail->offset && tail->segment_blobs <= blob_limit(tail)) {
+    if (!fresh && !tail->sealed && length + kept_free(store, type) <= segment->end - tail->offset &&
+        tail->segment_blobs <= blob_limit(tail)) {
         *out = segment;
         return DS_OK;
     }
@@ -84,7 +121,7 @@ static ds_status place_frame(ds_store *store, uint64_t length, struct ds_tail *a
     };
     memcpy(header.uuid, store->uuid, sizeof header.uuid);
     struct ds_segment *next;
-    status = ds__segment_create(&store->segments, &header, &next);
+    status = make_room(store, &header, length, frees, &next);
     if (status == DS_OK)
         status = ds__segments_add(&store->segments, next);
     if (status != DS_OK)
@@ -217,14 +254,24 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
         ds__wake(control, plans, count);
 }
 
+/* Deletes, and the moves of compaction. */
+static bool makes_room(uint8_t type, const struct ds_plan *plans, size_t count) {
+    if (type != DS_FRAME_COMMIT)
+        return true;
+    for (size_t i = 0; i < count; i++)
+        if (plans[i].write && plans[i].op != DS_RECORD_TOMBSTONE)
+            return false;
+    return true;
+}
+
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
-                     uint64_t length) {
+                     uint64_t length, bool fresh) {
     struct ds_index *index;
     struct ds_segment *segment;
     struct ds_tail after = store->control->tail;
     ds_status status = ds__index_now(store, &index);
     if (status == DS_OK)
-        status = place_frame(store, length, &after, &segment);
+        status = place_frame(store, type, length, fresh, makes_room(type, plans, count), &after, &segment);
     if (status == DS_OK)
         write_frame(store, type, index, segment, changes, plans, count, length, &after);
     return status;

@@ -157,13 +157,29 @@ static ds_status resolve_all(ds_store *store, const struct ds_index *index, cons
     return DS_OK;
 }
 
+/* Room in the index for what may be new keys. A delete makes none, and when there is no room for a larger index on the
+ * disk, the present one will do until it is crowded. */
+static ds_status reserve_slots(ds_store *store, const ds_change *changes, size_t count, struct ds_index **index) {
+    uint64_t capacity = (*index)->mask + 1, puts = 0;
+    for (size_t i = 0; i < count; i++)
+        puts += changes[i].kind == DS_PUT;
+    uint64_t used = store->control->tail.slots_used + puts;
+    if (puts == 0 || used <= ds__index_limit(capacity))
+        return DS_OK;
+    struct ds_index *larger;
+    ds_status status = ds__grow_index(store, *index, puts, &larger);
+    if (status == DS_OK)
+        *index = larger;
+    return status == DS_FULL && used <= capacity / 10 * 9 ? DS_OK : status;
+}
+
 static ds_status commit_locked(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
                                bool *written, uint64_t *sequence) {
     struct ds_control *control = store->control;
     struct ds_index *index;
     ds_status status = ds__index_now(store, &index);
-    if (status == DS_OK && control->tail.slots_used + count > ds__index_limit(index->mask + 1))
-        status = ds__grow_index(store, index, count, &index);
+    if (status == DS_OK)
+        status = reserve_slots(store, changes, count, &index);
     uint64_t length = 0;
     if (status == DS_OK)
         status = resolve_all(store, index, changes, plans, count, &length);
@@ -173,7 +189,7 @@ static ds_status commit_locked(ds_store *store, const ds_change *changes, struct
         *sequence = control->tail.sequence;
         return DS_OK;
     }
-    status = ds__append(store, DS_FRAME_COMMIT, changes, plans, count, length);
+    status = ds__append(store, DS_FRAME_COMMIT, changes, plans, count, length, false);
     if (status != DS_OK)
         return status;
     *written = true;
@@ -190,6 +206,7 @@ static ds_status commit(ds_store *store, const ds_change *changes, struct ds_pla
     if (bound > DS_SEGMENT_MAX - DS_SEGMENT_HEADER)
         return ds__fail(DS_TOO_LARGE, 0, "%s: %zu changes take more than %d bytes in one commit; split the batch",
                         store->directory.path, count, DS_SEGMENT_MAX - DS_SEGMENT_HEADER);
+    memset(plans, 0, count * sizeof *plans);
     ds_status status = plan_changes(store, changes, plans, count);
     if (status == DS_OK)
         status = write_blobs(store, changes, plans, count, blob_from);
@@ -217,6 +234,16 @@ static ds_status make_durable(ds_store *store) {
     return ds__fail(status, ds_error_errno(), "committed, but not known to be on disk: %s", sentence);
 }
 
+/* On a full disk compaction may make room: then once more. */
+static ds_status commit_or_make_room(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
+                                     bool *written, uint64_t *sequence) {
+    ds_status status = commit(store, changes, plans, count, written, sequence);
+    if (status != DS_FULL)
+        return status;
+    (void)ds__compact(store, true, DS_COMPACT_TIGHTLY); /* as far as it gets */
+    return commit(store, changes, plans, count, written, sequence);
+}
+
 ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence) {
     ds_status status = ds__check_writable(store);
     if (status == DS_OK)
@@ -225,15 +252,13 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         return status;
     struct ds_plan few[FEW], *plans = few;
     if (count > FEW) {
-        plans = calloc(count, sizeof *plans);
+        plans = malloc(count * sizeof *plans);
         if (plans == NULL)
             return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
-    } else {
-        memset(few, 0, count * sizeof *few);
     }
     bool written = false;
     uint64_t at = 0;
-    status = commit(store, changes, plans, count, &written, &at);
+    status = commit_or_make_room(store, changes, plans, count, &written, &at);
     if (status == DS_OK && sequence != NULL)
         *sequence = at;
     if (plans != few)

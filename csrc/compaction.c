@@ -18,6 +18,7 @@
 enum {
     BATCH_RECORDS = 32,
     BATCH_BYTES = 64 * 1024,
+    HEAD_BYTES = 128,        /* more than a HEAD frame takes */
     SLACK = 4 * 1024 * 1024, /* bytes beyond which a small store's log is long */
 };
 
@@ -65,6 +66,8 @@ struct pass {
     struct batch batch;
     struct ds_blob_reference *blobs; /* named by what is dropped, and by nothing else */
     size_t blob_count, blob_room;
+    bool tight; /* the disk is full: move only what fits */
+    uint64_t live_bytes;
 };
 
 static ds_status doom_blob(struct pass *pass, const struct ds_record *record) {
@@ -143,7 +146,7 @@ static ds_status flush(struct pass *pass) {
     if (status == DS_OK)
         status = move_batch(pass, index, &length);
     if (status == DS_OK && length > sizeof(struct ds_frame))
-        status = ds__append(store, DS_FRAME_RELOCATE, batch->changes, batch->plans, batch->count, length);
+        status = ds__append(store, DS_FRAME_RELOCATE, batch->changes, batch->plans, batch->count, length, false);
     if (status == DS_OK)
         give_up_tombstones(pass, index);
     ds__writer_leave(store);
@@ -190,8 +193,11 @@ static ds_status consider(struct pass *pass, uint64_t offset, const struct ds_re
     return DS_OK;
 }
 
+typedef ds_status record_visitor(struct pass *pass, uint64_t offset, const struct ds_record *record);
+
 /* Every record of one segment, which is not the tail: its successor's header says where it ends. */
-static ds_status empty_segment(struct pass *pass, struct ds_segment *segment, struct ds_segment *successor) {
+static ds_status visit_records(struct pass *pass, struct ds_segment *segment, const struct ds_segment *successor,
+                               record_visitor *visit) {
     uint64_t end = ds__segment_header(successor)->before_end;
     uint64_t offset = segment->base + DS_SEGMENT_HEADER;
     uint32_t before = segment->header_crc;
@@ -203,7 +209,7 @@ static ds_status empty_segment(struct pass *pass, struct ds_segment *segment, st
         uint64_t at = offset + sizeof *frame;
         for (uint32_t i = 0; i < frame->count; i++) {
             const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
-            ds_status status = consider(pass, at, record);
+            ds_status status = visit(pass, at, record);
             if (status != DS_OK)
                 return status;
             at += ds__record_length(record->key_size, record->value_size);
@@ -211,18 +217,55 @@ static ds_status empty_segment(struct pass *pass, struct ds_segment *segment, st
         before = frame->crc;
         offset = at;
     }
-    return flush(pass);
+    return DS_OK;
+}
+
+static ds_status add_live(struct pass *pass, uint64_t offset, const struct ds_record *record) {
+    struct ds_plan plan;
+    struct ds_index *index;
+    bool live = false;
+    ds_status status = ds__index_now(pass->store, &index);
+    if (status == DS_OK && record->op != DS_RECORD_TOMBSTONE && record->op != DS_RECORD_START)
+        status = is_live(pass->store, index, offset, record, &plan, &live);
+    if (live) /* in the worst case, each is moved in a frame of its own */
+        pass->live_bytes += sizeof(struct ds_frame) + ds__record_length(record->key_size, record->value_size);
+    return status;
+}
+
+/* On a full disk: would what is live in the segment fit into the tail segment, with the HEAD after it? If not, moving
+ * half of it would only use up the room that deletes need. */
+static ds_status fits_into_tail(struct pass *pass, struct ds_segment *segment, const struct ds_segment *successor) {
+    pass->live_bytes = HEAD_BYTES;
+    ds_status status = visit_records(pass, segment, successor, add_live);
+    if (status != DS_OK)
+        return status;
+    status = ds__writer_enter(pass->store);
+    if (status != DS_OK)
+        return status;
+    const struct ds_tail *tail = &pass->store->control->tail;
+    uint64_t room = tail->sealed ? 0 : tail->segment_base + tail->segment_size - tail->offset;
+    ds__writer_leave(pass->store);
+    return pass->live_bytes <= room
+               ? DS_OK
+               : ds__fail(DS_FULL, ENOSPC, "%s: no room to compact in", pass->store->directory.path);
+}
+
+static ds_status empty_segment(struct pass *pass, struct ds_segment *segment, const struct ds_segment *successor) {
+    ds_status status = pass->tight ? fits_into_tail(pass, segment, successor) : DS_OK;
+    if (status == DS_OK)
+        status = visit_records(pass, segment, successor, consider);
+    return status == DS_OK ? flush(pass) : status;
 }
 
 /* ---- moving the start ------------------------------------------------------------------------------------------ */
 
-static ds_status append_head(ds_store *store, uint64_t start) {
+static ds_status append_head(ds_store *store, uint64_t start, bool fresh) {
     ds_change change = {.kind = DS_PUT, .keyspace = DS_RUNTIME, .key = "", .value = &start, .value_size = sizeof start};
     struct ds_plan plan = {.length = ds__record_length(0, sizeof start), .op = DS_RECORD_START, .write = true};
     ds_status status = ds__writer_enter(store);
     if (status != DS_OK)
         return status;
-    status = ds__append(store, DS_FRAME_HEAD, &change, &plan, 1, sizeof(struct ds_frame) + plan.length);
+    status = ds__append(store, DS_FRAME_HEAD, &change, &plan, 1, sizeof(struct ds_frame) + plan.length, fresh);
     ds__writer_leave(store);
     return status;
 }
@@ -259,6 +302,15 @@ static ds_status drop(struct pass *pass, uint64_t from, uint64_t to) {
     return status;
 }
 
+static ds_status look_at_tail(ds_store *store, struct ds_tail *tail) {
+    ds_status status = ds__writer_enter(store);
+    if (status != DS_OK)
+        return status;
+    *tail = store->control->tail;
+    ds__writer_leave(store);
+    return DS_OK;
+}
+
 /* Moves the start as far as `until`, or (0) as far as go_on() says. */
 static ds_status run_pass(struct pass *pass, uint64_t until, bool *moved) {
     ds_store *store = pass->store;
@@ -267,11 +319,9 @@ static ds_status run_pass(struct pass *pass, uint64_t until, bool *moved) {
     for (;;) {
         struct ds_tail tail;
         struct ds_segment *segment, *successor;
-        ds_status status = ds__writer_enter(store); /* for a look at the tail */
+        ds_status status = look_at_tail(store, &tail);
         if (status != DS_OK)
             return status;
-        tail = store->control->tail;
-        ds__writer_leave(store);
         if (until != 0 ? to >= until : !go_on(&tail, to))
             break;
         status = ds__segments_at(&store->segments, to, &segment);
@@ -279,13 +329,15 @@ static ds_status run_pass(struct pass *pass, uint64_t until, bool *moved) {
             status = ds__segments_at(&store->segments, segment->end, &successor);
         if (status == DS_OK)
             status = empty_segment(pass, segment, successor);
+        if (status == DS_FULL && to > from)
+            break; /* drop what has been emptied: that makes room for the rest */
         if (status != DS_OK)
             return status;
         to = segment->end;
     }
     if (to == from)
         return DS_OK;
-    ds_status status = append_head(store, to);
+    ds_status status = append_head(store, to, false);
     if (status == DS_OK)
         status = ds__sync(store, to, false);
     if (status == DS_OK)
@@ -294,11 +346,12 @@ static ds_status run_pass(struct pass *pass, uint64_t until, bool *moved) {
     return status;
 }
 
-static ds_status one_pass(ds_store *store, uint64_t until, bool *moved) {
+static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *moved) {
     struct pass *pass = calloc(1, sizeof *pass);
     if (pass == NULL)
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     pass->store = store;
+    pass->tight = tight;
     ds__enter(store);
     ds_status status = run_pass(pass, until, moved);
     ds__leave(store);
@@ -307,39 +360,61 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool *moved) {
     return status;
 }
 
-static ds_status compact_locked(ds_store *store) {
+static ds_status compact_due(ds_store *store) {
     bool moved = true;
     ds_status status = DS_OK;
     while (status == DS_OK && moved && ds__compaction_due(store))
-        status = one_pass(store, 0, &moved);
+        status = one_pass(store, 0, false, &moved);
     return status;
 }
 
-/* Everything that is in the log now: the tail is sealed first, so that its segment can go too. */
+static ds_status compact_until(ds_store *store, uint64_t until, bool tight) {
+    bool moved = true;
+    ds_status status = DS_OK;
+    while (status == DS_OK && moved && start_of(store) < until)
+        status = one_pass(store, until, tight, &moved);
+    return status;
+}
+
+/* Everything that is in the log now: a first HEAD opens a new segment, so that today's tail can go too. */
 static ds_status compact_all(ds_store *store) {
     ds_status status = ds__writer_enter(store);
     if (status != DS_OK)
         return status;
-    struct ds_tail *tail = &store->control->tail;
-    uint64_t until = tail->segment_base + tail->segment_size;
-    bool moved, empty = tail->offset == tail->segment_base + DS_SEGMENT_HEADER;
-    if (empty)
-        until = tail->segment_base;
-    else
-        tail->sealed = 1;
-    tail->opened_ns = 0; /* a small segment again, however fast the last ones were filled */
+    struct ds_tail tail = store->control->tail;
+    store->control->tail.opened_ns = 0; /* a small segment again, however fast the last ones were filled */
     ds__writer_leave(store);
-    /* The first HEAD goes into the new segment, where nothing is to be moved from. */
-    status = empty ? DS_OK : append_head(store, start_of(store));
-    return status == DS_OK && until > start_of(store) ? one_pass(store, until, &moved) : status;
+    uint64_t until = tail.segment_base;
+    if (tail.offset > tail.segment_base + DS_SEGMENT_HEADER) {
+        status = append_head(store, start_of(store), true);
+        until = tail.segment_base + tail.segment_size;
+    }
+    return status == DS_OK ? compact_until(store, until, false) : status;
+}
+
+/* On a full disk: what can go without a new segment. */
+static ds_status compact_tightly(ds_store *store) {
+    struct ds_tail tail;
+    ds_status status = look_at_tail(store, &tail);
+    return status == DS_OK ? compact_until(store, tail.segment_base, true) : status;
 }
 
 ds_status ds_compact(ds_store *store) {
     ds_status status = ds__check_writable(store);
-    return status == DS_OK ? ds__compact(store, true, true) : status;
+    if (status != DS_OK)
+        return status;
+    for (;;) {
+        uint64_t before = start_of(store);
+        status = ds__compact(store, true, DS_COMPACT_ALL);
+        if (status != DS_FULL)
+            return status;
+        status = ds__compact(store, true, DS_COMPACT_TIGHTLY);
+        if (start_of(store) == before)
+            return status; /* else what went makes room for the rest */
+    }
 }
 
-ds_status ds__compact(ds_store *store, bool wait, bool all) {
+ds_status ds__compact(ds_store *store, bool wait, enum ds_compaction how) {
     bool taken = true, died;
     struct ds_lock *lock = &store->control->compact_lock;
     /* A predecessor that died left nothing to repair: a pass can be run again from any point. */
@@ -347,7 +422,9 @@ ds_status ds__compact(ds_store *store, bool wait, bool all) {
                             : ds__lock_try(lock, store->directory.path, &taken, &died);
     if (status != DS_OK || !taken)
         return status;
-    status = all ? compact_all(store) : compact_locked(store);
+    status = how == DS_COMPACT_DUE   ? compact_due(store)
+             : how == DS_COMPACT_ALL ? compact_all(store)
+                                     : compact_tightly(store);
     atomic_store_explicit(&store->compacting_fails, status != DS_OK, memory_order_relaxed);
     ds__lock_release(lock);
     return status;

@@ -83,7 +83,8 @@ struct ds_control {
     _Alignas(64) struct ds_lock compact_lock; /* one process at a time moves the start of the log */
     _Atomic uint64_t relocated_bytes;
     _Atomic uint64_t dropped_segments;
-    _Atomic uint64_t waits; /* commits that had to compact before they returned */
+    atomic_uint reserve_gone; /* the reserve became a segment */
+    _Atomic uint64_t waits;   /* commits that had to compact before they returned */
 
     _Alignas(64) struct ds_lock sync_lock;
     _Atomic uint64_t synced;      /* all below it is on disk */

@@ -37,7 +37,7 @@ static void *keep(void *argument) {
         if (group)
             (void)ds__sync(store, 0, false);
         pause = group ? store->options.group_ms : 0;
-        if (asked && ds__compact(store, false, false) != DS_OK && !group)
+        if (asked && ds__compact(store, false, DS_COMPACT_DUE) != DS_OK && !group)
             pause = RETRY_MS;
         pthread_mutex_lock(&store->keeper_mutex);
     }

@@ -33,7 +33,10 @@ static ds_status take_stock(void *context, const char *name) {
         found->floor = true;
     } else if (ds__is_blob_name(name)) {
         found->blobs = true;
-    } else if (strcmp(name, DS_SEGMENT_DRAFT) != 0 && strcmp(name, DS_CONTROL_DRAFT) != 0) {
+    } else if (strcmp(name, DS_RESERVE_NAME) == 0) {
+        found->reserve = true;
+    } else if (strcmp(name, DS_SEGMENT_DRAFT) != 0 && strcmp(name, DS_CONTROL_DRAFT) != 0 &&
+               strcmp(name, DS_RESERVE_DRAFT) != 0) {
         found->foreign = true;
         snprintf(found->foreign_name, sizeof found->foreign_name, "%s", name);
     }

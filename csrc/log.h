@@ -10,7 +10,7 @@ struct ds_inventory {
     size_t count, room;
     size_t first; /* where the log begins among them; those before are leftovers of compaction */
     uint64_t newest_generation;
-    bool control, floor, foreign, blobs;
+    bool control, floor, reserve, foreign, blobs;
     char foreign_name[64];
 };
 
@@ -19,7 +19,6 @@ ds_status ds__inventory(const struct ds_directory *directory, struct ds_inventor
 /* The names that are not spelled out elsewhere. */
 #define DS_CONTROL_NAME  "control"
 #define DS_CONTROL_DRAFT "control.new"
-#define DS_SEGMENT_DRAFT "segment.new"
 bool ds__is_blob_name(const char *name);
 
 /* Where the valid log ends. */

@@ -330,6 +330,10 @@ static ds_status open_or_create(ds_store *store) {
         status = no_store(store, &files);
     else
         status = create_store(store);
+    /* Without one the store works, but on a full disk not even a delete does. */
+    if (status == DS_OK && !store->options.read_only && !files.reserve)
+        atomic_store_explicit(&store->control->reserve_gone, ds__reserve_make(&store->directory) != DS_OK,
+                              memory_order_relaxed);
     free(files.bases);
     return status;
 }

@@ -332,46 +332,91 @@ ds_status ds__segment_open(const struct ds_segments *segments, uint64_t base, st
     return DS_OK;
 }
 
-ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, struct ds_segment **out) {
-    static const char draft[] = "segment.new"; /* one at a time: its maker holds the writer lock or the directory's */
-    char name[DS_NAME_SIZE];
-    ds__segment_name(header->base, name);
+/* The bytes of a new segment, all zero, mapped: of the reserve, or of a new file. */
+static ds_status take_file(struct ds_segments *segments, const char *from, bool reserve, uint64_t size,
+                           struct ds_segment **out) {
     int fd;
-    ds_status status = ds__os_random(&header->salt, sizeof header->salt);
-    if (status == DS_OK)
-        status = ds__os_open(segments->directory, draft, DS_OS_CREATE, &fd);
+    uint64_t found = size;
+    ds_status status = ds__os_open(segments->directory, from, reserve ? DS_OS_WRITE : DS_OS_CREATE, &fd);
     if (status != DS_OK)
         return status;
-    struct ds_segment *segment = NULL;
-    status = ds__os_allocate(segments->directory, draft, fd, header->size);
+    status = reserve ? ds__os_size(segments->directory, from, fd, &found)
+                     : ds__os_allocate(segments->directory, from, fd, size);
+    if (status == DS_OK && found != size)
+        status = ds__fail(DS_FULL, 0, "%s/%s: the reserve is not usable", segments->directory->path, from);
     if (status == DS_OK)
-        status = map_segment(segments, draft, fd, header->size, &segment);
+        status = map_segment(segments, from, fd, size, out);
     ds__os_close(fd);
-    if (status == DS_OK) {
-        header->magic = DS_SEGMENT_MAGIC;
-        header->version = DS_FORMAT_VERSION;
-        header->crc = ds__segment_header_crc(header);
-        memcpy(segment->mapping.bytes, header, sizeof *header);
-        describe(segment);
-        /* The first header is the store: half of it on disk would be damage for ever, so it goes there before its name. */
-        if (header->base == 0)
-            status = ds__os_range_sync(segments->directory, draft, segment->mapping.bytes, sizeof *header);
-    }
+    return status;
+}
+
+static ds_status write_header(struct ds_segments *segments, const char *from, struct ds_segment_header *header,
+                              struct ds_segment *segment) {
+    header->magic = DS_SEGMENT_MAGIC;
+    header->version = DS_FORMAT_VERSION;
+    header->crc = ds__segment_header_crc(header);
+    memcpy(segment->mapping.bytes, header, sizeof *header);
+    describe(segment);
+    char name[DS_NAME_SIZE];
+    ds__segment_name(header->base, name);
+    /* The first header is the store: half of it on disk would be damage for ever, so it goes there before its name. */
+    ds_status status = DS_OK;
+    if (header->base == 0)
+        status = ds__os_range_sync(segments->directory, from, segment->mapping.bytes, sizeof *header);
     if (status == DS_OK)
-        status = ds__os_rename(segments->directory, draft, name);
-    if (status == DS_OK && header->base == 0) {
+        status = ds__os_rename(segments->directory, from, name);
+    if (status == DS_OK && header->base == 0)
         status = ds__os_directory_sync(segments->directory);
+    return status;
+}
+
+static ds_status make_segment(struct ds_segments *segments, struct ds_segment_header *header, bool reserve,
+                              struct ds_segment **out) {
+    /* One at a time: its maker holds the writer lock, or the directory's. */
+    const char *from = reserve ? DS_RESERVE_NAME : DS_SEGMENT_DRAFT;
+    struct ds_segment *segment = NULL;
+    ds_status status = ds__os_random(&header->salt, sizeof header->salt);
+    if (status == DS_OK)
+        status = take_file(segments, from, reserve, header->size, &segment);
+    if (status == DS_OK)
+        status = write_header(segments, from, header, segment);
+    if (status == DS_OK) {
+        *out = segment;
+        return DS_OK;
     }
-    if (status != DS_OK) {
-        if (segment != NULL)
-            ds__mapping_unpin(&segment->mapping);
+    if (segment != NULL)
+        ds__mapping_unpin(&segment->mapping);
+    if (!reserve) {
         /* Gives the blocks back; a draft that stays is overwritten by the next. The first failure is the one to tell. */
         char sentence[4608];
         snprintf(sentence, sizeof sentence, "%s", ds_error());
         int error = ds_error_errno();
-        (void)ds__os_unlink(segments->directory, draft);
-        return ds__fail(status, error, "%s", sentence);
+        (void)ds__os_unlink(segments->directory, from);
+        (void)ds__fail(status, error, "%s", sentence);
     }
-    *out = segment;
-    return DS_OK;
+    return status;
+}
+
+ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, struct ds_segment **out) {
+    return make_segment(segments, header, false, out);
+}
+
+ds_status ds__segment_from_reserve(struct ds_segments *segments, struct ds_segment_header *header,
+                                   struct ds_segment **out) {
+    header->size = DS_SEGMENT_MIN;
+    return make_segment(segments, header, true, out);
+}
+
+ds_status ds__reserve_make(const struct ds_directory *directory) {
+    int fd;
+    ds_status status = ds__os_open(directory, DS_RESERVE_DRAFT, DS_OS_CREATE, &fd);
+    if (status != DS_OK)
+        return status;
+    status = ds__os_allocate(directory, DS_RESERVE_DRAFT, fd, DS_SEGMENT_MIN);
+    ds__os_close(fd);
+    if (status == DS_OK)
+        status = ds__os_rename(directory, DS_RESERVE_DRAFT, DS_RESERVE_NAME);
+    if (status != DS_OK)
+        (void)ds__os_unlink(directory, DS_RESERVE_DRAFT);
+    return status;
 }

@@ -57,6 +57,9 @@ struct ds_segments {
 };
 
 enum { DS_NAME_SIZE = 32 };
+#define DS_SEGMENT_DRAFT "segment.new"
+#define DS_RESERVE_NAME  "reserve"
+#define DS_RESERVE_DRAFT "reserve.new"
 void ds__segment_name(uint64_t base, char name[DS_NAME_SIZE]);
 /* Is this the name of a segment, and of which base? */
 bool ds__segment_parse_name(const char *name, uint64_t *base);
@@ -106,5 +109,10 @@ void ds__segments_drop(struct ds_segments *segments, uint64_t base);
 /* Makes the file of a new segment, header and all, and renames it into place as its last step. `header` needs uuid,
  * base, size, hash_seed, first_sequence and before_*; the rest is filled in. */
 ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, struct ds_segment **out);
+/* The same out of the reserve, a file of DS_SEGMENT_MIN bytes that is kept so that deletes and compaction, which make
+ * room, still have some when the disk is full. */
+ds_status ds__segment_from_reserve(struct ds_segments *segments, struct ds_segment_header *header,
+                                   struct ds_segment **out);
+ds_status ds__reserve_make(const struct ds_directory *directory);
 
 #endif

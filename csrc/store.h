@@ -104,9 +104,10 @@ struct ds_plan {
     struct ds_blob_reference blob; /* when op is DS_RECORD_BLOB */
 };
 
-/* Appends one frame of that type under the writer lock: the marked plans, `length` bytes with the header. */
+/* Appends one frame of that type under the writer lock: the marked plans, `length` bytes with the header. `fresh`: into a
+ * new segment. */
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
-                     uint64_t length);
+                     uint64_t length, bool fresh);
 /* What of a plan lies in the record's value. */
 const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size);
 /* What a live record counts for: its bytes, and its blob's. */
@@ -124,9 +125,13 @@ void ds__wake_all(struct ds_control *control);
 bool ds__compaction_due(const ds_store *store);
 /* Is there so much that a writer should not go on before it was compacted? */
 bool ds__compaction_overdue(const ds_store *store);
-/* Moves the start of the log until it is not due any more. `wait`: for another process that is at it, else leave it
- * to that one. `all`: as far as it goes, due or not. */
-ds_status ds__compact(ds_store *store, bool wait, bool all);
+enum ds_compaction {
+    DS_COMPACT_DUE,     /* until it is not due any more */
+    DS_COMPACT_ALL,     /* all that is in the log now */
+    DS_COMPACT_TIGHTLY, /* the disk is full: what can go without a new segment */
+};
+/* Moves the start of the log. `wait`: for another process that is at it, else leave it to that one. */
+ds_status ds__compact(ds_store *store, bool wait, enum ds_compaction how);
 
 /* recovery.c ----------------------------------------------------------------------------------------------------- */
 

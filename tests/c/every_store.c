@@ -266,7 +266,7 @@ static uint64_t prepare(scene *s, const shape *form, history *writer, ds_store *
 static bool run_other(scene *s, const shape *form, ds_store **store) {
     uint64_t other = check_below(&s->random, 16);
     if (form->ready == is_compaction_due && hooked.compaction_due(*store)) {
-        hooked_ok(hooked.compact(*store, true, false), "compact");
+        hooked_ok(hooked.compact(*store, true, DS_COMPACT_DUE), "compact");
         s->compactions++;
     } else if (other == 0)
         hooked_ok(hooked.sync(*store), "sync");

@@ -368,7 +368,7 @@ static uint64_t prepare(scene *s, history *writer, ds_store *store) {
 static void run_other(scene *s, const ds_options *options, ds_store **store) {
     if (hooked.compaction_due(*store) && check_below(&s->random, 4) == 0) {
         s->compacting = true;
-        must(hooked.compact(*store, true, false), "the hooked compaction", hooked.error());
+        must(hooked.compact(*store, true, DS_COMPACT_DUE), "the hooked compaction", hooked.error());
         s->compacting = false;
         s->compactions++;
     }

@@ -100,7 +100,7 @@ static void live(ds_store *store, struct model *model, unsigned *generation) {
     ds_status status = ds_sync(store);
     if (status != DS_OK)
         accept(status);
-    status = ds__compact(store, true, false);
+    status = ds__compact(store, true, DS_COMPACT_DUE);
     if (status != DS_OK)
         accept(status);
     ds_cursor *cursor;

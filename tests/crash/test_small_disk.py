@@ -1,0 +1,115 @@
+"""T11: a disk that is full, and one that is read-only, mounted for one process in a user namespace of its own.
+
+I20: a put on a full disk raises StoreFull and changes nothing, nobody is killed by SIGBUS, deletes and compaction still
+work and make room. I22: a read-only open of a read-only file system works and changes nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+_UNSHARE = ["unshare", "--user", "--mount", "--map-root-user"]
+
+
+def _in_own_mounts(tmp_path, script: str, options: str) -> None:
+    """Runs Python code with a fresh tmpfs at `tmp_path / "disk"`; whatever it asserts must hold."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
+    code = "import sys\nfrom dora_state import Store, errors\ndisk = sys.argv[1]\n"
+    code += textwrap.dedent(script)
+    command = [*_UNSHARE, "sh", "-c", mount, str(disk), sys.executable, "-c", code, str(disk)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _namespaces():
+    try:
+        probe = subprocess.run([*_UNSHARE, "true"], capture_output=True, timeout=20, check=False)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if probe.returncode != 0:
+        pytest.skip("user namespaces are not allowed here")
+
+
+@pytest.mark.parametrize("value_bytes", [100, 3_000, 60_000])
+def test_i20_a_full_disk_refuses_puts_and_takes_deletes(tmp_path, value_bytes):
+    script = f"""
+    store = Store(disk + "/store")
+    model = {{}}
+    for i in range(1_000_000):
+        try:
+            store.put(f"k{{i}}", b"%d," % i * ({value_bytes} // 8))
+        except errors.StoreFull as error:
+            assert "intact" in str(error) or "free some" in str(error), error
+            break
+        model[f"k{{i}}"] = b"%d," % i * ({value_bytes} // 8)
+    else:
+        raise AssertionError("the disk was never full")
+    assert len(model) >= 5
+    assert dict(store.items()) == model
+    for key in list(model)[: len(model) * 3 // 4]:
+        store.delete(key)
+        del model[key]
+    assert dict(store.items()) == model
+    store.compact()
+    store.verify()
+    for i in range(3):
+        store.put("again", b"x" * {value_bytes})
+    model["again"] = b"x" * {value_bytes}
+    store.close()
+    with Store(disk + "/store") as store:
+        assert dict(store.items()) == model
+    """
+    _in_own_mounts(tmp_path, script, "size=1m")
+
+
+def test_i20_a_store_is_not_made_on_a_full_disk(tmp_path):
+    script = """
+    with open(disk + "/filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+    try:
+        Store(disk + "/store")
+    except errors.StoreFull:
+        pass
+    else:
+        raise AssertionError("it was")
+    import os
+    os.unlink(disk + "/filler")
+    with Store(disk + "/store") as store:
+        store.put("a", b"1")
+    """
+    _in_own_mounts(tmp_path, script, "size=256k")
+
+
+def test_i22_a_read_only_file_system_can_be_read(tmp_path):
+    script = """
+    import subprocess
+    with Store(disk + "/store") as store:
+        store.put("a", b"1")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with Store(disk + "/store", read_only=True) as store:
+        assert store["a"] == b"1"
+        try:
+            store.put("a", b"2")
+        except errors.ReadOnlyError:
+            pass
+        else:
+            raise AssertionError("it was written")
+    try:
+        Store(disk + "/store")
+    except errors.StoreIOError as error:
+        assert "read_only" in str(error), error
+    else:
+        raise AssertionError("it was opened for writing")
+    """
+    _in_own_mounts(tmp_path, script, "size=4m")
