@@ -159,7 +159,7 @@ MUTANTS = [
         "sealed-tail-ignored",
         "append.c",
         "a frame follows torn bytes",
-        ("    if (!tail->sealed && length <=", "    if (length <="),
+        ("    if (!fresh && !tail->sealed && length", "    if (!fresh && length"),
     ),
     mutant(
         "hash-before-the-value",
@@ -444,8 +444,8 @@ MUTANTS = [
         "compaction.c",
         "live records are dropped with their segment",
         (
-            "        before = frame->crc;\n        offset = at;\n    }\n    return flush(pass);",
-            "        before = frame->crc;\n        offset = at;\n    }\n    pass->batch.count = 0;\n    return flush(pass);",
+            "    return status == DS_OK ? flush(pass) : status;",
+            "    pass->batch.count = 0;\n    return status == DS_OK ? flush(pass) : status;",
         ),
     ),
     mutant(
@@ -453,7 +453,7 @@ MUTANTS = [
         "compaction.c",
         "the log does not say where it begins",
         (
-            "    ds_status status = append_head(store, to);\n",
+            "    ds_status status = append_head(store, to, false);\n",
             "    ds_status status = DS_OK;\n    (void)append_head;\n",
         ),
     ),
