@@ -123,7 +123,7 @@ def _host(supervisor: Supervisor, store: Path, outlet: _Outlet) -> Outcome:
         threading.Thread(target=_pump, args=(node, supervisor), name="dora-in", daemon=True).start()
         threading.Thread(target=outlet.run, args=(node,), name="dora-out", daemon=True).start()
     outcome = supervisor.run()
-    outlet.drain(supervisor.config.shutdown_grace_s)
+    outlet.close(supervisor.config.shutdown_grace_s)
     return outcome
 
 
@@ -189,7 +189,7 @@ class _Outlet:
 
     def __init__(self) -> None:
         self.wake: Callable[[], None] = lambda: None
-        self._queue: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Output | None] = queue.SimpleQueue()
         self._lock = threading.Condition()
         self._waiting = 0
         self._waiting_bytes = 0
@@ -207,8 +207,7 @@ class _Outlet:
             return not self._is_full
 
     def run(self, node: Any) -> None:
-        while True:
-            output = self._queue.get()
+        while (output := self._queue.get()) is not None:
             try:
                 node.send_output(output.id, output.value, output.metadata)
             except Exception:
@@ -222,8 +221,9 @@ class _Outlet:
                 self.wake()
             del output
 
-    def drain(self, timeout: float) -> None:
-        """Wait until dora has taken everything."""
+    def close(self, timeout: float) -> None:
+        """Wait until dora has taken everything, and end the thread."""
+        self._queue.put(None)
         with self._lock:
             if not self._lock.wait_for(lambda: self._waiting == 0, timeout):
                 log.error("%d outputs were not taken by dora in time", self._waiting)
@@ -293,9 +293,11 @@ def _stop_signals(supervisor: Supervisor) -> Iterator[None]:
         supervisor.request_stop(clean=False)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    fd = signal.set_wakeup_fd(supervisor.wakeup_fd, warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(fd)
         for number, handler in before.items():
             signal.signal(number, handler)
 

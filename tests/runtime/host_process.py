@@ -35,6 +35,7 @@ def main() -> int:
         publish=lambda status: say(zygote=supervisor.workers.zygote_pid, **status),
     )
     signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())
+    signal.set_wakeup_fd(supervisor.wakeup_fd, warn_on_full_buffer=False)
 
     def feed() -> None:
         for line in sys.stdin:

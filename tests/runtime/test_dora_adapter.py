@@ -221,7 +221,7 @@ def test_outputs_that_dora_does_not_take_hold_the_operator_back(monkeypatch):
     threading.Thread(target=outlet.run, args=(node,), daemon=True).start()
     assert node.take(2) == ["abc", "def"]
     assert woken.wait(PATIENCE_S)
-    outlet.drain(PATIENCE_S)
+    outlet.close(PATIENCE_S)
     assert outlet.has_room()
 
 
@@ -251,7 +251,7 @@ def test_after_a_signal_the_next_run_adopts_the_state(flow, number):
     def is_signalled(node: FakeNode) -> None:
         node.give(0, 1)
         assert node.take(2) == ledger(2)
-        os.kill(os.getpid(), number)
+        signal.pthread_kill(threading.get_ident(), number)  # not to the thread of the loop
 
     assert flow.run(is_signalled) == 0
     assert flow.run(goes_on) == 0

@@ -33,9 +33,9 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import os
 import random
 import selectors
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -163,8 +163,10 @@ class Supervisor:
         self._clean, self._why, self._failed = False, "", False
 
         self._selector = selectors.DefaultSelector()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
         self.workers = Workers(
             self._make_zygote,
             config.operator,
@@ -176,9 +178,10 @@ class Supervisor:
         )
 
     def __del__(self) -> None:
-        # Not in close(): another thread may be in wake(), and would then write to whatever has the
+        # Not in close(): another thread may be in wake(), and would then write to whatever gets the
         # number next.
-        os.close(self._wake_fd)
+        self._wake_reader.close()
+        self._wake_writer.close()
 
     # From any thread
 
@@ -205,7 +208,14 @@ class Supervisor:
 
     def wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it is awake already
-            os.eventfd_write(self._wake_fd, 1)
+            self._wake_writer.send(b"\0")
+
+    @property
+    def wakeup_fd(self) -> int:
+        """For signal.set_wakeup_fd. The kernel may give a signal to any thread, and Python's handler
+        runs in the main thread only when that wakes up by itself.
+        """
+        return self._wake_writer.fileno()
 
     # The thread that owns the loop
 
@@ -335,7 +345,7 @@ class Supervisor:
 
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
+            self._wake_reader.recv(4096)
 
     # Events and outputs
 
