@@ -68,11 +68,13 @@ class Claim:
         Close the stores first: closing syncs them, and what is on disk of a clean end must not precede the
         state that it speaks of.
         """
-        if clean:
-            self._membership.leave_cleanly(self._name)
-            self._lock.write({**self._lock.read(), "ended": "clean"})
-        self._membership.close()
-        self._lock.close()
+        try:
+            if clean:
+                self._membership.leave_cleanly(self._name)
+                self._lock.write({**self._lock.read(), "ended": "clean"})
+        finally:
+            self._membership.close()
+            self._lock.close()
 
 
 def claim(

@@ -15,6 +15,7 @@ say to watch a robot over many runs, must not be left behind with a store that n
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from ._core import RUNTIME, USER, Store
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Emptying a large store happens under the lock.
 _LOCK_PATIENCE_S = 10.0
+_POLL_S = 0.01
 
 
 class Membership:
@@ -57,32 +59,44 @@ def join(
     """
     users = LockFile(root / "shared.users")
     try:
-        lock = _lock(root)
-        try:
-            record = lock.read()
-            if record.get("dataflow_id") != dataflow_id:
-                if not users.acquire(timeout_s=patience_s):
-                    raise OperatorError(
-                        f"the shared store {root / 'shared'} is in use by dataflow"
-                        f" {record.get('dataflow_id')}; stop that one, or give this one a state"
-                        " directory of its own with --state-dir or DORA_STATE_DIR"
-                    )
-                if _ended_cleanly(record):
-                    _empty(root / "shared")
-                record = {"dataflow_id": dataflow_id, "open": [], "operators": False, "keep": False}
-            if operator is not None:
-                record["open"] = sorted({*record["open"], operator})
-                record["operators"] = True
-                record["keep"] = record["keep"] or keep
-            lock.write(record)
-            # Nobody holds it exclusively: that happens only under the lock that we have.
-            users.acquire(shared=True)
-        finally:
-            lock.close()
+        deadline = time.monotonic() + patience_s
+        # The lock is given back between two looks: a run that is just ending needs it for that.
+        while (other := _enter(root, users, dataflow_id, operator, keep)) is not None:
+            if time.monotonic() > deadline:
+                raise OperatorError(
+                    f"the shared store {root / 'shared'} is in use by dataflow {other}; stop that one, or"
+                    " give this one a state directory of its own with --state-dir or DORA_STATE_DIR"
+                )
+            time.sleep(_POLL_S)
     except BaseException:
         users.close()
         raise
     return Membership(root, users)
+
+
+def _enter(
+    root: Path, users: LockFile, dataflow_id: str, operator: str | None, keep: bool
+) -> str | None:
+    """Enters this process into the record; returns the other run that still lives, if one does."""
+    lock = _lock(root)
+    try:
+        record = lock.read()
+        if record.get("dataflow_id") != dataflow_id:
+            if not users.acquire():
+                return str(record.get("dataflow_id"))
+            if _ended_cleanly(record):
+                _empty(root / "shared")
+            record = {"dataflow_id": dataflow_id, "open": [], "operators": False, "keep": False}
+        if operator is not None:
+            record["open"] = sorted({*record["open"], operator})
+            record["operators"] = True
+            record["keep"] = record["keep"] or keep
+        lock.write(record)
+        # Nobody holds it exclusively: that happens only under the lock that we have.
+        users.acquire(shared=True)
+        return None
+    finally:
+        lock.close()
 
 
 def _lock(root: Path) -> LockFile:

@@ -95,6 +95,10 @@ class Store(_core.Store, MutableMapping[str, bytes]):
             raise KeyError(key)
         return Entry(*found)
 
+    def snapshot(self) -> dict[str, bytes]:
+        """All keys and values as of one point."""
+        return dict(self.items())
+
     # Writing
 
     @contextmanager

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -181,6 +182,16 @@ def test_another_dataflow_does_not_get_at_the_shared_store(flow, host):
     with pytest.raises(OperatorError, match=f"in use by dataflow {RUNS[0]}.*--state-dir"):
         claim(RUNS[1], "tracker", cwd=flow)
     assert not (flow / "state/tracker").exists()
+
+
+def test_the_next_run_waits_for_one_that_is_just_ending(flow):
+    mine = claim(RUNS[0], "counter", cwd=flow)
+    with Store(mine.path) as store:
+        store.put("n", b"1")
+    ending = threading.Timer(0.2, mine.finish, (True,))
+    ending.start()
+    assert not run_once(flow, RUNS[1], clean=True)
+    ending.join()
 
 
 def test_one_run_has_one_state_directory(flow, tmp_path):

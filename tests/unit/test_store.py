@@ -28,6 +28,7 @@ def test_it_is_a_mapping(store):
         ["a", "b", "c", "d"],
         [b"", b"1", b"2", b"4"],
     )
+    assert store.snapshot() == dict(store)
     assert ("a", b"1") in store.items()
     assert ("a", b"2") not in store.items()
     assert b"4" in store.values()
