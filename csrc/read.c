@@ -157,45 +157,62 @@ ds_status ds__step_back(ds_store *store, uint64_t limit, struct ds_found *found,
         if (status != DS_OK)
             return status;
     }
+    if (found->record->op != DS_RECORD_TOMBSTONE)
+        return DS_OK; /* whoever takes the value checks it */
     status = check_header(store, found);
-    return status == DS_OK && found->record->op == DS_RECORD_TOMBSTONE ? DS_MISSING : status;
+    return status == DS_OK ? DS_MISSING : status;
+}
+
+/* Small values are hashed on every read; of large ones only the header is, so that their size can be believed. */
+static ds_status check_record(const ds_store *store, const struct ds_found *found) {
+    const struct ds_record *record = found->record;
+    bool small = ds__record_length(record->key_size, record->value_size) < DS_WIDE_HASH_FROM;
+    return small || record->op == DS_RECORD_BLOB ? ds__record_verify(store, found) : check_header(store, found);
+}
+
+/* The value where it lies. In the log it is not pinned and has no owner; of a blob the caller owns one pin. */
+static ds_status lend(ds_store *store, const struct ds_found *found, ds_value *out) {
+    ds_status status = check_record(store, found);
+    if (status != DS_OK)
+        return status;
+    const struct ds_record *record = found->record;
+    out->sequence = record->sequence;
+    out->owner = NULL;
+    if (record->op != DS_RECORD_BLOB) {
+        out->data = ds__record_value(record, record->key_size);
+        out->size = record->value_size;
+        return DS_OK;
+    }
+    struct ds_blob_reference reference;
+    struct ds_mapping *mapping;
+    memcpy(&reference, ds__record_value(record, record->key_size), sizeof reference);
+    status = ds__blob_map(store, &reference, false, &mapping);
+    if (status != DS_OK)
+        return status;
+    out->data = mapping->bytes;
+    out->size = reference.size;
+    out->owner = mapping;
+    return DS_OK;
 }
 
 ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out) {
-    const struct ds_record *record = found->record;
-    uint64_t key_size = record->key_size, value_size = record->value_size;
-    if (ds__record_length(key_size, value_size) < DS_WIDE_HASH_FROM || record->op == DS_RECORD_BLOB) {
-        ds_status status = ds__record_verify(store, found);
-        if (status != DS_OK)
-            return status;
+    ds_status status = lend(store, found, out);
+    if (status == DS_OK && out->owner == NULL) {
+        ds__mapping_pin(&found->segment->mapping);
+        out->owner = &found->segment->mapping;
     }
-    out->sequence = record->sequence;
-    if (record->op == DS_RECORD_BLOB) {
-        struct ds_blob_reference reference;
-        struct ds_mapping *mapping;
-        memcpy(&reference, ds__record_value(record, key_size), sizeof reference);
-        ds_status status = ds__blob_map(store, &reference, false, &mapping);
-        if (status != DS_OK)
-            return status;
-        out->data = mapping->bytes;
-        out->size = reference.size;
-        out->owner = mapping;
-        return DS_OK;
-    }
-    ds__mapping_pin(&found->segment->mapping);
-    out->data = ds__record_value(record, key_size);
-    out->size = value_size;
-    out->owner = &found->segment->mapping;
-    return DS_OK;
+    return status;
 }
 
 static ds_status missing(const ds_store *store) {
     return ds__fail(DS_MISSING, 0, "%s: the key is not in the store", store->directory.path);
 }
 
+typedef ds_status giver(ds_store *store, const struct ds_found *found, ds_value *out);
+
 /* One try. DS_MISSING: the key is missing. *gone: compaction took a record away before it was looked at. */
 static ds_status try_get(ds_store *store, uint64_t hash, uint8_t keyspace, const void *key, size_t key_size,
-                         ds_value *out, bool *gone) {
+                         giver *give, ds_value *out, bool *gone) {
     struct ds_index *index;
     struct ds_found found;
     *gone = false;
@@ -213,17 +230,17 @@ static ds_status try_get(ds_store *store, uint64_t hash, uint8_t keyspace, const
         *gone = true;
     if (*gone || status != DS_OK)
         return status;
-    return ds__give(store, &found, out);
+    return give(store, &found, out);
 }
 
-ds_status ds__get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out) {
+static ds_status get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, giver *give, ds_value *out) {
     uint64_t hash = ds__hash(store->hash_seed, keyspace, key, key_size);
     ds_status status;
     bool gone;
     /* Each further try means that somebody else made progress: the index grew, or a whole compaction passed between two
      * loads. It takes a starved process to see two. */
     for (int i = 0;; i++) {
-        status = try_get(store, hash, keyspace, key, key_size, out, &gone);
+        status = try_get(store, hash, keyspace, key, key_size, give, out, &gone);
         if (!gone)
             break;
         if (i > 1000 * TRIES)
@@ -241,9 +258,28 @@ ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_
     if (keyspace >= DS_KEYSPACES || key_size > DS_KEY_LIMIT)
         return missing(store); /* it cannot have been put */
     ds__enter(store);
-    status = ds__get(store, keyspace, key, key_size, out);
+    status = get(store, keyspace, key, key_size, ds__give, out);
     ds__leave(store);
     return status;
+}
+
+ds_status ds_borrow(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out) {
+    ds_status status = ds__check(store);
+    if (status != DS_OK)
+        return status;
+    if (keyspace >= DS_KEYSPACES || key_size > DS_KEY_LIMIT)
+        return missing(store);
+    ds__enter(store);
+    status = get(store, keyspace, key, key_size, lend, out);
+    if (status != DS_OK)
+        ds__leave(store);
+    return status;
+}
+
+void ds_return(ds_store *store, const ds_value *value) {
+    if (value->owner != NULL)
+        ds__mapping_unpin(value->owner);
+    ds__leave(store);
 }
 
 void ds_pin(const ds_value *value) {

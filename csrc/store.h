@@ -68,8 +68,6 @@ ds_status ds__find(ds_store *store, const struct ds_index *index, uint64_t hash,
 ds_status ds__step_back(ds_store *store, uint64_t limit, struct ds_found *found, bool *gone);
 /* Hands a record's value out, pinned; checks its hash if it is small. */
 ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out);
-/* ds_get() inside ds__enter() and ds__leave(). */
-ds_status ds__get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out);
 /* Every call that looks into segments does so between these two. */
 void ds__enter(ds_store *store);
 void ds__leave(ds_store *store);

@@ -133,6 +133,10 @@ typedef struct ds_value {
 
 ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out);
 void ds_pin(const ds_value *value); /* once more */
+/* As ds_get(), but the value is not pinned: it is readable until ds_return(), which must follow soon and in this process,
+ * because what compaction dropped stays mapped meanwhile. Saves a tenth of a short read. */
+ds_status ds_borrow(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out);
+void ds_return(ds_store *store, const ds_value *value);
 void ds_unpin(const ds_value *value);
 
 typedef struct ds_bytes {

@@ -85,6 +85,8 @@ cdef extern from "dora_state.h" nogil:
 
     ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out)
     void ds_pin(const ds_value *value)
+    ds_status ds_borrow(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out)
+    void ds_return(ds_store *store, const ds_value *value)
     void ds_unpin(const ds_value *value)
 
     ctypedef struct ds_bytes:
@@ -144,6 +146,7 @@ cdef extern from "dora_state.h" nogil:
 
 cdef class Store:
     cdef ds_store *handle
+    cdef Py_ssize_t calls  # under way without the GIL; close() waits for them
     cdef readonly str path
     cdef readonly str durability
     cdef readonly bint read_only

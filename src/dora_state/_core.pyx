@@ -100,6 +100,26 @@ cdef class _Pinned:
         pass
 
 
+cdef object _take(Store store, ds_value *value):
+    """A borrowed value as bytes; returns it."""
+    cdef ds_store *handle = store.handle
+    cdef object out
+    cdef char *to
+    try:
+        out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>value.size)
+        to = PyBytes_AS_STRING(out)
+        if value.size < LARGE:
+            memcpy(to, value.data, value.size)
+        else:
+            store.calls += 1
+            with nogil:
+                memcpy(to, value.data, value.size)
+            store.calls -= 1
+    finally:
+        ds_return(handle, value)
+    return out
+
+
 cdef object _copy(ds_value *value):
     """The value as bytes; gives up the pin."""
     cdef object out
@@ -130,6 +150,7 @@ cdef class Store:
 
     def __cinit__(self):
         self.handle = NULL
+        self.calls = 0
 
     def __init__(self, path, *, str durability="process", int group_ms=DS_GROUP_MS, lock_timeout=10.0,
                  bint read_only=False, bint create=True, unsigned long long incarnation=0):
@@ -137,8 +158,8 @@ cdef class Store:
         cdef ds_status status
         cdef bytes name = os.fsencode(path)
         cdef const char *c_name = name
-        if self.handle is not NULL:
-            raise errors.StateError(f"{self.path}: this handle is open already; make another Store")
+        if self.path is not None:
+            raise errors.StateError(f"{self.path}: a Store is opened once; make another one")
         if b"\0" in name:
             raise ValueError("a path holds no NUL byte")
         if durability not in _durabilities:
@@ -174,10 +195,15 @@ cdef class Store:
         return self.handle is NULL
 
     def close(self):
-        """Sync what was committed and give the handle back; views stay valid. Idempotent."""
+        """Sync what was committed and give the handle back; views stay valid. Idempotent.
+
+        Waits for calls that other threads have under way; a wait() among them ends with StoreClosed.
+        """
         cdef ds_store *handle = self.handle
         cdef ds_status status
         self.handle = NULL
+        while self.calls > 0:
+            time.sleep(0.001)  # gives up the GIL, which they need to end
         with nogil:
             status = ds_close(handle)
         if status != DS_OK:
@@ -195,8 +221,10 @@ cdef class Store:
                             PyBytes_GET_SIZE(value), &sequence)
         else:
             _open_buffer(value, &view)
+            self.calls += 1
             with nogil:
                 status = ds_put(self.handle, DS_USER, c_key, key_size, view.buf, view.len, &sequence)
+            self.calls -= 1
             PyBuffer_Release(&view)
         if status != DS_OK:
             raise _error(status)
@@ -207,9 +235,9 @@ cdef class Store:
         cdef Py_ssize_t key_size
         cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
         cdef ds_value value
-        cdef ds_status status = ds_get(self.handle, DS_USER, c_key, key_size, &value)
+        cdef ds_status status = ds_borrow(self.handle, DS_USER, c_key, key_size, &value)
         if status == DS_OK:
-            return _copy(&value)
+            return _take(self, &value)
         if status == DS_MISSING:
             return default
         raise _error(status)
@@ -246,8 +274,10 @@ cdef class Store:
             for i in range(count):
                 wanted[i].data = _key(names[i], &size)
                 wanted[i].size = size
+            self.calls += 1
             with nogil:
                 status = ds_get_many(self.handle, DS_USER, wanted, count, values)
+            self.calls -= 1
             if status != DS_OK:
                 raise _error(status)
             pinned = count
@@ -281,8 +311,10 @@ cdef class Store:
             # In slices, so that signals are handled while nothing happens.
             left_ms = _SLICE_MS if deadline is None else <int64_t>min(
                 _SLICE_MS, max(0, math.ceil((deadline - time.monotonic()) * 1000)))
+            self.calls += 1
             with nogil:
                 status = ds_wait(self.handle, DS_USER, c_key, key_size, prefix, after, left_ms, &sequence)
+            self.calls -= 1
             if status == DS_OK:
                 return sequence
             if status != DS_TIMEOUT:
@@ -290,6 +322,8 @@ cdef class Store:
             if deadline is not None and time.monotonic() >= deadline:
                 return None
             PyErr_CheckSignals()
+            if self.handle is NULL:
+                raise errors.StoreClosed(f"{self.path}: the store was closed during a wait")
 
     def changes(self, *, unsigned long long after=0):
         """Iterates over the commits after the sequence `after`, in order, as (sequence, {key: value or None}).
@@ -302,8 +336,10 @@ cdef class Store:
     def compact(self):
         """Drop all that is overwritten or deleted. Compaction runs by itself; this makes a directory small at once."""
         cdef ds_status status
+        self.calls += 1
         with nogil:
             status = ds_compact(self.handle)
+        self.calls -= 1
         if status != DS_OK:
             raise _error(status)
 
@@ -313,8 +349,10 @@ cdef class Store:
         cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
         cdef uint64_t sequence = 0
         cdef ds_status status
+        self.calls += 1
         with nogil:
             status = ds_delete(self.handle, DS_USER, c_key, key_size, &sequence)
+        self.calls -= 1
         if status == DS_OK:
             return sequence
         if status == DS_MISSING:
@@ -325,9 +363,9 @@ cdef class Store:
         cdef Py_ssize_t key_size
         cdef const char *c_key = _key(key, &key_size)
         cdef ds_value value
-        cdef ds_status status = ds_get(self.handle, DS_USER, c_key, key_size, &value)
+        cdef ds_status status = ds_borrow(self.handle, DS_USER, c_key, key_size, &value)
         if status == DS_OK:
-            return _copy(&value)
+            return _take(self, &value)
         if status == DS_MISSING:
             raise KeyError(key)
         raise _error(status)
@@ -389,8 +427,10 @@ cdef class Store:
         """Repair what a dead writer left, so that what is read afterwards is decided. Returns the sequence."""
         cdef uint64_t sequence = 0
         cdef ds_status status
+        self.calls += 1
         with nogil:
             status = ds_settle(self.handle, &sequence)
+        self.calls -= 1
         if status != DS_OK:
             raise _error(status)
         return sequence
@@ -399,8 +439,10 @@ cdef class Store:
         """settle(), and from now on commits of handles with a lower incarnation raise Fenced."""
         cdef uint64_t sequence = 0
         cdef ds_status status
+        self.calls += 1
         with nogil:
             status = ds_fence(self.handle, incarnation, &sequence)
+        self.calls -= 1
         if status != DS_OK:
             raise _error(status)
         return sequence
@@ -408,8 +450,10 @@ cdef class Store:
     def sync(self):
         """Return when all that is committed survives power loss."""
         cdef ds_status status
+        self.calls += 1
         with nogil:
             status = ds_sync(self.handle)
+        self.calls -= 1
         if status != DS_OK:
             raise _error(status)
 
@@ -420,8 +464,10 @@ cdef class Store:
         """
         cdef uint64_t frames = 0
         cdef ds_status status
+        self.calls += 1
         with nogil:
             status = ds_verify(self.handle, &frames)
+        self.calls -= 1
         if status != DS_OK:
             raise _error(status)
         return frames
@@ -477,8 +523,10 @@ cdef class _Scan:
         cdef ds_status status
         if self.store.handle is NULL:  # the cursor looks into a handle that is gone
             raise errors.StoreClosed(f"{self.store.path}: the store was closed during an iteration")
+        self.store.calls += 1
         with nogil:
             status = ds_cursor_next(self.cursor, &key, &key_size, &value)
+        self.store.calls -= 1
         if status == DS_MISSING:
             raise StopIteration
         if status != DS_OK:
@@ -499,8 +547,10 @@ cdef class _Changes:
         self.store = store
         self.changes = NULL
         cdef ds_status status
+        store.calls += 1
         with nogil:
             status = ds_changes_open(store.handle, DS_USER, after, &self.changes)
+        store.calls -= 1
         if status != DS_OK:
             raise _error(status)
 
@@ -518,8 +568,10 @@ cdef class _Changes:
         if self.store.handle is NULL:
             raise errors.StoreClosed(f"{self.store.path}: the store was closed during an iteration")
         while True:
+            self.store.calls += 1
             with nogil:
                 status = ds_changes_next(self.changes, &told)
+            self.store.calls -= 1
             if status == DS_MISSING:
                 raise StopIteration
             if status != DS_OK:
@@ -587,8 +639,10 @@ cdef class Batch:
                 if expected is not None:
                     change.expect = True
                     change.expected = expected
+            self.store.calls += 1
             with nogil:
                 status = ds_commit(self.store.handle, changes, count, &sequence)
+            self.store.calls -= 1
         finally:
             PyMem_Free(changes)
         if status != DS_OK:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from dora_state import Store
-from dora_state.errors import Compacted
+from dora_state.errors import Compacted, StateError, StoreClosed
 
 
 @pytest.fixture
@@ -75,6 +75,34 @@ def test_wait_gives_none_when_the_time_is_up(store):
     assert store.wait("", prefix=True, after=0, timeout=0) == sequence
     with pytest.raises(ValueError, match="timeout"):
         store.wait("a", after=0, timeout=-1)
+
+
+def test_close_ends_a_wait_of_another_thread(tmp_path):
+    store = Store(tmp_path / "store")
+    waiting = threading.Event()
+    raised = []
+
+    def wait():
+        waiting.set()
+        try:
+            store.wait("a", after=0)
+        except StoreClosed as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    waiting.wait()
+    store.close()
+    thread.join()
+    # Either the wait had begun and was ended, or it came too late.
+    assert len(raised) == 1
+
+
+def test_a_store_is_opened_once(tmp_path):
+    store = Store(tmp_path / "store")
+    store.close()
+    with pytest.raises(StateError, match="opened once"):
+        store.__init__(tmp_path / "store")
 
 
 def test_wait_lets_signals_through(store):
