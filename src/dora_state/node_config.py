@@ -9,6 +9,8 @@ from typing import Any
 
 from .errors import OperatorError
 
+DEFAULT_QUEUE_SIZE = 10
+
 
 @dataclass(frozen=True)
 class NodeConfig:
@@ -18,7 +20,7 @@ class NodeConfig:
     """What the dataflow's file says about where state lives, by --state-dir of `dora-state run` or by DORA_STATE_DIR,
     each once. A node that starts before the operators do finds their shared store by this."""
     queue_sizes: dict[str, int]
-    """Of this node's inputs, where the dataflow's file gives one."""
+    """How many events dora keeps for each of this node's inputs before it drops the oldest."""
     descriptor: Any
     """The dataflow's file, parsed."""
 
@@ -77,10 +79,14 @@ def _state_dir(node: dict[str, Any]) -> str | None:
 def _queue_sizes(run_config: dict[str, Any]) -> dict[str, int]:
     inputs = (run_config.get("inputs") or {}).items()
     return {
-        name: int(source["queue_size"])
-        for name, source in inputs
-        if isinstance(source, dict) and source.get("queue_size") is not None
+        name: _queue_size(source if isinstance(source, dict) else {}) for name, source in inputs
     }
+
+
+def _queue_size(source: dict[str, Any]) -> int:
+    size = int(source.get("queue_size") or DEFAULT_QUEUE_SIZE)
+    # Not without a bound: this is where dora drops as well, by its `effective_cap`.
+    return max(10 * size, 100) if source.get("queue_policy") == "backpressure" else size
 
 
 def _is_host(node: dict[str, Any]) -> bool:

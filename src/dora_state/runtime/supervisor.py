@@ -267,6 +267,12 @@ class Supervisor:
             self.close()
             raise
 
+    def turn_until_idle(self) -> None:
+        """Go on until everything that came in is handled. For those who drive the loop themselves."""
+        with self._closing_on_error():
+            while self.state is not State.ENDED and not self._is_all_handled():
+                self._turn()
+
     def close(self) -> None:
         """Kill what is left and free everything. Does nothing the second time."""
         self.state = State.ENDED
