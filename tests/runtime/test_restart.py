@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import signal
+import textwrap
 import threading
 
 import pytest
@@ -395,6 +396,28 @@ def test_a_changed_operator_file_is_used_by_the_next_restart(host):
     hosted.wait_running(incarnation=2)
     hosted.send(1)
     assert hosted.wait_outputs(2) == ["0 1 0", "new 1 2 1"]
+
+
+@pytest.mark.parametrize(
+    ("taken", "told"),
+    [
+        ("import socket; held = socket.socket()", "opened 1 descriptors"),
+        (
+            "import threading, time\nthreading.Thread(target=time.sleep, args=[99]).start()",
+            "threads",
+        ),
+        ("held = bytearray(b'x') * (80 << 20)", "MiB of memory"),
+    ],
+)
+def test_what_two_processes_should_not_hold_keeps_the_spare_away(host, caplog, taken, told):
+    hosted = host(taken + textwrap.dedent(LEDGER), kill="after-commit@2").start()
+    hosted.send(0, 1, 2)
+    assert hosted.wait_outputs(3) == ledger(3)
+    assert hosted.supervisor.workers._spare is None
+    assert (
+        f"no spare is kept, so a restart takes longer: importing {hosted.operator}" in caplog.text
+    )
+    assert told in caplog.text
 
 
 def test_a_restart_is_logged_and_published(host, caplog):

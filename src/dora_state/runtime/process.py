@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -57,6 +58,19 @@ def _parent(pid: str) -> int | None:
             return int(file.read().rpartition(b")")[2].split()[1])
     except (OSError, IndexError, ValueError):
         return None
+
+
+class Footprint(NamedTuple):
+    descriptors: int
+    threads: int
+    resident_bytes: int
+
+
+def footprint() -> Footprint:
+    """What this process holds."""
+    with open("/proc/self/statm", "rb") as file:
+        resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return Footprint(len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), resident)
 
 
 def ignore_stop_signals() -> None:

@@ -42,6 +42,7 @@ log = logging.getLogger("dora_state.operator")
 
 FAILED_EXIT = 70  # EX_SOFTWARE
 HELD_OUTPUT_BYTES = 256 << 20
+_SPARE_MIB = 64
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,14 @@ class Worker:
     def serve(self) -> None:
         self._settle_in()
         signature = file_signature(self.config.operator)
+        before = process.footprint()
         module = load(Path(self.config.operator), self.number)
-        self.host.send(channel.IMPORTED, channel.pack({"pid": os.getpid(), "signature": signature}))
+        report = {
+            "pid": os.getpid(),
+            "signature": signature,
+            "why_no_spare": _why_no_spare(before, process.footprint()),
+        }
+        self.host.send(channel.IMPORTED, channel.pack(report))
         while True:
             messages = self.host.receive()
             if messages is None:
@@ -334,6 +341,16 @@ def load(path: Path, number: int = 0) -> ModuleType:
             "define on_event(self, event, send_output)"
         )
     return module
+
+
+def _why_no_spare(before: process.Footprint, after: process.Footprint) -> str:
+    """What importing the operator's file has taken that two processes should not have at once."""
+    if after.descriptors > before.descriptors:
+        return f"opened {after.descriptors - before.descriptors} descriptors"
+    if after.threads > before.threads:
+        return f"started {after.threads - before.threads} threads"
+    grown = (after.resident_bytes - before.resident_bytes) >> 20
+    return f"took {grown} MiB of memory" if grown >= _SPARE_MIB else ""
 
 
 def _as_dora(content: Any) -> Any:

@@ -229,11 +229,21 @@ class Workers:
             each.signature = tuple(message.document["signature"])
             self.ever_imported = True
             self._spare_backoff_s = 0.0
+            self._judge_spares(message.document["why_no_spare"])
         elif message.kind == channel.FAILED:
             each.failure = message.document
             self.kill(each)
         else:
             self._on_message(each, message)
+
+    def _judge_spares(self, why_not: str) -> None:
+        """A spare has imported the operator's file too: what that takes, two would hold at once."""
+        if self._has_spare and why_not:
+            self._has_spare = False
+            log.warning(
+                "no spare is kept, so a restart takes longer: importing %s %s; do that in __init__",
+                *(self._operator, why_not),
+            )
 
     # Ending
 
