@@ -12,7 +12,7 @@ import textwrap
 import threading
 
 import pytest
-from hosting import LEDGER, kill, ledger, wait_file
+from hosting import LEDGER, kill, ledger, wait_file, wait_gone
 
 from dora_state.runtime import killpoint
 from dora_state.runtime.policy import RestartPolicy
@@ -147,6 +147,25 @@ def test_kills_at_any_moment_leave_the_ledger_exact(host):
     assert hosted.finish().clean
     assert hosted.texts == ledger(events)
     assert int(hosted.state()["total"]) == events * (events - 1) // 2
+
+
+def test_restarts_leave_nothing_open_and_no_process_behind(host):
+    hosted = host().start()
+    open_after = []
+    incarnation = 0
+    for round in range(20):
+        status = hosted.wait_running(incarnation + 1)
+        incarnation = status["incarnation"]
+        hosted.send(round)
+        hosted.wait_outputs(round + 1)
+        open_after.append(len(os.listdir("/proc/self/fd")))
+        kill(status["worker_pid"])
+    hosted.wait_running(incarnation + 1)
+    # One or two workers exist at any time, three descriptors each.
+    assert max(open_after) <= open_after[0] + 6
+    zygote = hosted.supervisor.workers.zygote_pid
+    hosted.finish()
+    assert wait_gone(zygote)
 
 
 def test_restore_gets_the_last_saved_state_before_the_next_event(host, tmp_path):

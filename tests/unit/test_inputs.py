@@ -70,6 +70,16 @@ def test_what_is_no_input_is_never_dropped():
     assert numbers(buffer) == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_buffer_that_nobody_empties_does_not_grow():
+    buffer = InputBuffer({"fast": 3, "slow": 3})
+    for n in range(10_000):
+        buffer.put(event(n, "slow" if n % 100 == 0 else "fast"))
+        assert len(buffer._order) < 300
+    assert len(buffer) == 6
+    assert numbers(buffer) == [9700, 9800, 9900, 9997, 9998, 9999]
+    assert buffer.dropped == {"fast": 9897, "slow": 97}
+
+
 def test_a_dropped_event_gives_its_memory_back():
     buffer = InputBuffer({"in": 1})
     first = event(0, value=bytes(1000))

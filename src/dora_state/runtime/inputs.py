@@ -18,6 +18,7 @@ from dora_state.runtime import channel, value
 
 QUEUE_SIZE = 10  # dora's default
 QUEUE_BYTES = 16 << 20
+_HUSKS = 100
 
 
 @dataclass
@@ -58,6 +59,7 @@ class InputBuffer:
     def __init__(self, queue_sizes: Mapping[str, int] | None = None) -> None:
         self._queue_sizes = dict(queue_sizes or {})
         self._order: deque[Event] = deque()
+        self._husks = 0  # dropped events in there
         self._per_input: dict[str, deque[Event]] = {}
         self._bytes: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -85,6 +87,7 @@ class InputBuffer:
             while self._order:
                 event = self._order.popleft()
                 if event.dropped:
+                    self._husks -= 1
                     continue
                 if event.type == "INPUT" and event.id is not None:
                     self._per_input[event.id].popleft()
@@ -94,12 +97,16 @@ class InputBuffer:
 
     def __len__(self) -> int:
         with self._lock:
-            return sum(not event.dropped for event in self._order)
+            return len(self._order) - self._husks
 
     def _drop(self, input_id: str) -> None:
         event = self._per_input[input_id].popleft()
         self._bytes[input_id] -= event.size_bytes
         # It keeps its place in the order, without its content: taking it out of the middle would
-        # cost a search.
+        # cost a search. A degraded operator may take nothing for days, so the husks go in bulk.
         event.dropped, event.value, event.packed = True, None, b""
+        self._husks += 1
+        if self._husks > _HUSKS + len(self._order) // 2:
+            self._order = deque(each for each in self._order if not each.dropped)
+            self._husks = 0
         self.dropped[input_id] = self.dropped.get(input_id, 0) + 1
