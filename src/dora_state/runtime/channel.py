@@ -97,20 +97,14 @@ def frame(kind: int, document: bytes, buffers: Sequence[Buffer] = ()) -> list[Bu
         return [b"".join((header, document, padding))]
     views = [memoryview(buffer).cast("B") for buffer in buffers]
     sizes = [len(view) for view in views]
-    padding = _PADDING[-len(document) % 8]
-    body = 8 * len(sizes) + len(document) + len(padding) + sum(n + -n % 8 for n in sizes)
-    header = _HEADER.pack(kind, len(sizes), len(document), body)
-    if body <= 4096:  # one copy of a few bytes is cheaper than a longer system call
-        parts: list[Buffer] = [header, _SIZES[len(sizes)].pack(*sizes), document, padding]
-        for view in views:
-            parts += [view, _PADDING[-len(view) % 8]]
-        return [b"".join(parts)]
-    pieces: list[Buffer] = [b"".join((header, _SIZES[len(sizes)].pack(*sizes), document, padding))]
+    pieces: list[Buffer] = [b"", document, _PADDING[-len(document) % 8]]
     for view in views:
-        pieces.append(view)
-        if len(view) % 8:
-            pieces.append(_PADDING[-len(view) % 8])
-    return pieces
+        pieces += (view, _PADDING[-len(view) % 8])
+    body = 8 * len(sizes) + sum(map(len, pieces))
+    header = _HEADER.pack(kind, len(sizes), len(document), body)
+    pieces[0] = header + _SIZES[len(sizes)].pack(*sizes)
+    # One copy of a few bytes is cheaper than a longer system call.
+    return [b"".join(pieces)] if body <= 4096 else [piece for piece in pieces if len(piece)]
 
 
 class Channel:
