@@ -2,10 +2,12 @@
 
 from .kvs import kvs_delete, kvs_keys, kvs_read, kvs_write
 from .operator import delete_state, save_state
+from .runtime.policy import RestartPolicy
 from .store import Entry, Store
 
 __all__ = [
     "Entry",
+    "RestartPolicy",
     "Store",
     "delete_state",
     "kvs_delete",

@@ -27,7 +27,7 @@ LAYERS = {
     "runtime": {"_core", "errors", "operator", "codec", "runtime"},
     "dora": {"_core", "errors", "location", "node_config", "runtime"},
     "cli": {"dora", "errors", "location", "runtime", "store"},
-    "__init__": {"errors", "kvs", "operator", "store"},
+    "__init__": {"errors", "kvs", "operator", "runtime", "store"},
     "__main__": {"cli"},
 }
 # Third-party modules, and who may import them.
