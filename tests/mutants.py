@@ -269,13 +269,17 @@ MUTANTS = [
             "        if (true) {",
         ),
     ),
-    mutant(
+    # The hash differs too, which hides it until two hashes collide.
+    Mutant(
         "keyspace-ignored",
-        "read.c",
         "the runtime's keys and the user's collide",
         (
-            "record->key_size == key_size && record->keyspace == keyspace &&",
-            "record->key_size == key_size &&",
+            (
+                "read.c",
+                "record->key_size == key_size && record->keyspace == keyspace &&",
+                "record->key_size == key_size && keyspace < 255 &&",
+            ),
+            ("hash.c", "(K0 * (keyspace + UINT64_C(1)))", "(K0 * (0 * keyspace + UINT64_C(1)))"),
         ),
     ),
     mutant(
@@ -544,6 +548,17 @@ MUTANTS = [
     ),
 ]
 
+# Changes that no test may notice: the engine must not depend on them.
+HARMLESS = [
+    mutant(
+        "hash-is-constant",
+        "hash.c",
+        "nothing: every key collides, and is found by comparing keys (I26)",
+        ("    return fold(state ^ seed, K1);", "    return 0 * fold(state ^ seed, K1);"),
+    ),
+]
+HARMLESS_TESTS = [["test_store"], ["test_open"], ["test_damage"], ["test_processes"]]
+
 
 def apply(chosen: Mutant, target: Path) -> None:
     """Makes `target` the engine's sources with one bug. Untouched files keep their times, so little is built anew."""
@@ -609,7 +624,7 @@ def run_test(test: list[str]) -> str | None:
 def judge(chosen: Mutant, every: bool) -> list[tuple[str, str]]:
     """The tests that notice the mutant, and what they say."""
     noticed = []
-    for test in TESTS:
+    for test in HARMLESS_TESTS if chosen in HARMLESS else TESTS:
         said = run_test(test)
         if said is not None:
             noticed.append((test[0], said))
@@ -625,11 +640,11 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="go on after the first test that fails")
     parser.add_argument("--apply", metavar="DIRECTORY", type=Path)
     options = parser.parse_args()
-    known = {m.name: m for m in MUTANTS}
+    known = {m.name: m for m in MUTANTS + HARMLESS}
     unknown = [name for name in options.names if name not in known]
     if unknown:
         parser.error(f"no such mutant: {', '.join(unknown)}; see --list")
-    chosen = [known[name] for name in options.names] or MUTANTS
+    chosen = [known[name] for name in options.names] or MUTANTS + HARMLESS
     if options.list:
         for m in chosen:
             print(f"{m.name:36} {m.edits[0][0]:14} {m.breaks}")
@@ -637,7 +652,7 @@ def main() -> int:
     if options.apply:
         apply(chosen[0], options.apply)
         return 0
-    alive = 0
+    wrongs = 0
     start = time.monotonic()
     print(
         "| mutant | what it breaks | noticed by | what the test says |\n| --- | --- | --- | --- |"
@@ -645,12 +660,15 @@ def main() -> int:
     for m in chosen:
         build(m)
         noticed = judge(m, options.all)
-        alive += not noticed
-        tests = ", ".join(name for name, _ in noticed) or "**nothing**"
+        wrong = bool(noticed) if m in HARMLESS else not noticed
+        wrongs += wrong
+        tests = ", ".join(name for name, _ in noticed) or "nothing"
         said = noticed[0][1].replace("|", "/")[:160] if noticed else ""
-        print(f"| {m.name} | {m.breaks} | {tests} | {said} |", flush=True)
-    print(f"\n{len(chosen)} mutants, {alive} alive, {time.monotonic() - start:.0f} s")
-    return 1 if alive else 0
+        print(
+            f"| {m.name} | {m.breaks} | {'**' * wrong}{tests}{'**' * wrong} | {said} |", flush=True
+        )
+    print(f"\n{len(chosen)} mutants, {wrongs} wrong, {time.monotonic() - start:.0f} s")
+    return 1 if wrongs else 0
 
 
 if __name__ == "__main__":

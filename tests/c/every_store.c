@@ -2,7 +2,7 @@
  *
  *     every_store [operations] [seed] [directory]         the directory must exist; /dev/shm or $TMPDIR without it
  *
- * At least that many: a round of six stores, each with its own kind of values or event, is finished.
+ * At least that many: a round of eight stores, each with its own kind of values or event, is finished.
  *
  * A hooked engine (hooks.h) works on a store and tells us before each store instruction that hits a file. At each such
  * moment we write the files as they are into another directory and recover there, with an ordinary engine, twice:
@@ -32,7 +32,6 @@ enum {
     KEPT = 2,          /* moments kept per operation for a hooked recovery */
     KEEP_ONE_IN = 150, /* of the moments */
     FOLLOW_ONE_IN = 4, /* of the recoveries go on to commit and reboot once more */
-    OPERATIONS_PER_STORE = 60,
     LIMIT_S = 3600,
 };
 
@@ -235,17 +234,36 @@ typedef struct shape {
     const char *doing;
     unsigned keys;
     size_t value_limit;
-    uint64_t operations;
-    bool (*ready)(ds_store *store); /* batches go unhooked until it says so; NULL: even the creation is hooked */
+    uint64_t operations;                /* commits, counted from the event on if there is to be one */
+    bool (*ready)(ds_store *store);     /* batches go unhooked until it says so; NULL: even the creation is hooked */
+    uint64_t (*state)(ds_store *store); /* changes with the event */
 } shape;
 
-/* The next batch will make the index grow. */
+/* The index is about to grow. */
 static bool is_index_full(ds_store *store) {
     return store->control->tail.slots_used + HISTORY_CHANGES > ds__index_limit(DS_INDEX_MIN);
 }
 
+static uint64_t index_generation(ds_store *store) {
+    return store->control->generation;
+}
+
+/* A new segment is about to be made. */
+static bool is_segment_full(ds_store *store) {
+    const struct ds_tail *tail = &store->control->tail;
+    return tail->segment_base + tail->segment_size - tail->offset < 2000;
+}
+
+static uint64_t tail_segment(ds_store *store) {
+    return store->control->tail.segment_base;
+}
+
 static bool is_compaction_due(ds_store *store) {
     return hooked.compaction_due(store);
+}
+
+static uint64_t start_of_log(ds_store *store) {
+    return store->control->start;
 }
 
 /* Unhooked batches until the store is ready for what is to be seen; their number. */
@@ -312,7 +330,8 @@ static void run_store(scene *s, const shape *form) {
     hooked.listen(NULL);
     s->reader = open_reader(s);
     hooked.listen(&s->listener);
-    for (uint64_t i = 0; i < form->operations; i++) {
+    uint64_t state = form->state ? form->state(store) : 0;
+    for (uint64_t left = form->operations; left > 0;) {
         uint64_t b = s->begun + 1;
         ds_change changes[HISTORY_CHANGES];
         size_t count = history_make(&writer, b, changes);
@@ -325,6 +344,8 @@ static void run_store(scene *s, const shape *form) {
         s->operations++;
         if (run_other(s, form, &store))
             end_operation(s);
+        if (!form->state || form->state(store) != state)
+            left--;
     }
     hooked_ok(hooked.close(store), "close");
     end_operation(s);
@@ -352,11 +373,16 @@ static void run(const char *dir) {
     s.second = check_format("%s/second", dir);
     CHECK(mkdir(s.copy, 0700) == 0 && mkdir(s.second, 0700) == 0);
     uint64_t start = check_now_ns();
-    while (s.operations < arguments.operations || s.stores < 6) {
+    while (s.operations < arguments.operations || s.stores < 8) {
         static const shape shapes[] = {
-            {"ordinary values", 12, 1500, OPERATIONS_PER_STORE, NULL}, {"compaction", 10, 3000, 2, is_compaction_due},
-            {"small values", 12, 60, OPERATIONS_PER_STORE, NULL},      {"compaction", 10, 9000, 2, is_compaction_due},
-            {"large values", 8, 8000, OPERATIONS_PER_STORE / 2, NULL}, {"a growing index", 1000, 8, 2, is_index_full},
+            {"ordinary values", 12, 1500, 40, NULL, NULL},
+            {"compaction", 10, 3000, 2, is_compaction_due, start_of_log},
+            {"small values", 12, 60, 40, NULL, NULL},
+            {"a new segment", 12, 3000, 2, is_segment_full, tail_segment},
+            {"large values", 8, 8000, 20, NULL, NULL},
+            {"compaction", 10, 9000, 2, is_compaction_due, start_of_log},
+            {"a new segment", 12, 9000, 2, is_segment_full, tail_segment},
+            {"a growing index", 1000, 8, 2, is_index_full, index_generation},
         };
         s.seed = check_random(&s.random);
         run_store(&s, &shapes[s.stores % CHECK_COUNT(shapes)]);
