@@ -122,6 +122,8 @@ static ds_status move_batch(struct pass *pass, const struct ds_index *index, uin
 
 static void give_up_tombstones(struct pass *pass, const struct ds_index *index) {
     struct batch *batch = &pass->batch;
+    /* First: see control.h. */
+    atomic_store_explicit(&pass->store->control->shed, batch->offsets[batch->count - 1] + 1, memory_order_relaxed);
     for (size_t i = 0; i < batch->count; i++) {
         struct ds_plan *plan = &batch->plans[i];
         if (plan->op != DS_RECORD_TOMBSTONE)

@@ -10,6 +10,9 @@
  *   `tail` is read and written under the lock only.
  *   `generation` names the index file in force; it is stored (release) after that file is complete.
  *   `start` is stored (release) under `compact_lock`, before the segments below it are unlinked.
+ *   `shed` is stored under `lock` before the slots of those tombstones are given up, which are stored (release). A scan
+ *   as of T that meets such a slot, or a key that was put there anew, therefore sees `shed` beyond T afterwards: it may have
+ *   missed a key that was there at T, and starts over.
  *   `fence`, `synced`, `sync_error` are each one word with one meaning. */
 #ifndef DS_CONTROL_H
 #define DS_CONTROL_H
@@ -73,6 +76,7 @@ struct ds_control {
     _Alignas(64) _Atomic uint64_t committed;
     _Atomic uint64_t generation;
     _Atomic uint64_t start; /* base of the log's first segment; moves after what replaces the dropped is on disk */
+    _Atomic uint64_t shed;  /* tombstones below this offset may have left the index */
 
     _Alignas(64) struct ds_tail tail;
     _Alignas(64) struct ds_intent intent;

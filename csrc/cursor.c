@@ -106,9 +106,7 @@ static ds_status try_open(ds_cursor *cursor, uint8_t keyspace, bool *gone) {
         status = pin_segments(cursor);
     if (status == DS_MISSING)
         *gone = true;
-    /* A later generation may have shed the tombstone, and with it the earlier versions, of a key deleted since `limit`;
-     * while this one is in force nothing can have. */
-    if (atomic_load_explicit(&store->control->generation, memory_order_acquire) != index->generation)
+    if (ds__scan_outdated(store, index, limit))
         *gone = true;
     if (*gone)
         unpin_segments(cursor);

@@ -40,8 +40,7 @@ static ds_status try_get_many(ds_store *store, uint8_t keyspace, const ds_bytes 
         status = get_as_of(store, index, limit, keyspace, &keys[done], &values[done], gone);
         done++;
     }
-    /* A later generation may have shed a tombstone, and with it the versions before it, while we were looking. */
-    if (atomic_load_explicit(&store->control->generation, memory_order_acquire) != index->generation)
+    if (ds__scan_outdated(store, index, limit))
         *gone = true;
     if (*gone || status != DS_OK)
         unpin_all(values, done);

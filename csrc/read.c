@@ -131,6 +131,11 @@ ds_status ds__find(ds_store *store, const struct ds_index *index, uint64_t hash,
     return DS_MISSING;
 }
 
+bool ds__scan_outdated(const ds_store *store, const struct ds_index *index, uint64_t limit) {
+    return atomic_load_explicit(&store->control->generation, memory_order_acquire) != index->generation ||
+           atomic_load_explicit(&store->control->shed, memory_order_acquire) > limit;
+}
+
 /* ---- what a reader may see ------------------------------------------------------------------------------------- */
 
 /* Before a record's header is believed where its value is not looked at. */

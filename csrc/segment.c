@@ -232,7 +232,8 @@ ds_status ds__segments_get(struct ds_segments *segments, uint64_t start, uint64_
     pthread_mutex_lock(&segments->changing);
     struct ds_segment *segment = last_before(segments, offset);
     ds_status status = DS_OK;
-    if (segment == NULL)
+    /* What is mapped below `start` leads nowhere: the segments between may be gone. */
+    if (segment == NULL || segment->end <= start)
         status = at_locked(segments, start, &segment);
     while (status == DS_OK && offset >= segment->end)
         status = at_locked(segments, segment->end, &segment);

@@ -68,6 +68,9 @@ ds_status ds__find(ds_store *store, const struct ds_index *index, uint64_t hash,
 ds_status ds__step_back(ds_store *store, uint64_t limit, struct ds_found *found, bool *gone);
 /* Hands a record's value out, pinned; checks its hash if it is small. */
 ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out);
+/* Asked after reading several keys as of `limit`: may a tombstone that is younger have left the index meanwhile, in its
+ * next generation or by compaction, and with it the way back to what was there at `limit`? */
+bool ds__scan_outdated(const ds_store *store, const struct ds_index *index, uint64_t limit);
 /* Every call that looks into segments does so between these two. */
 void ds__enter(ds_store *store);
 void ds__leave(ds_store *store);
