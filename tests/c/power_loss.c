@@ -224,6 +224,7 @@ typedef struct scene {
     image now;               /* maps the live files */
     history at[BATCHES + 2]; /* the state after batch first + i; what was collected is in at[0] */
     uint64_t first;
+    uint64_t segment;                 /* the tail's, when it was synced last */
     bool compacting;                  /* then every moment counts */
     uint64_t synced, begun, sequence; /* the highest that was given out */
     uint64_t random, seed, images, torn, stores, compactions;
@@ -372,9 +373,12 @@ static void run_other(scene *s, const ds_options *options, ds_store **store) {
         s->compacting = false;
         s->compactions++;
     }
-    uint64_t other = check_below(&s->random, 48);
+    /* Soon after a new segment, too: its name and its header are new on disk then. */
+    bool fresh = (*store)->control->tail.segment_base != s->segment;
+    uint64_t other = check_below(&s->random, fresh ? 4 : 48);
     if (other > 2)
         return;
+    s->segment = (*store)->control->tail.segment_base;
     if (other > 0) {
         must(hooked.sync(*store), "the hooked sync", hooked.error());
     } else {
@@ -388,7 +392,7 @@ static void run_store(scene *s, size_t value_limit, bool full) {
     hooks listener = {.moment = on_moment, .files_changed = on_files_changed, .synced = on_synced, .context = s};
     history writer;
     history_init(&writer, s->seed, 0, KEYS, DS_KEYSPACES, value_limit);
-    s->first = s->sequence = 0;
+    s->first = s->sequence = s->segment = 0;
     CHECK(mkdir(s->live, 0700) == 0);
     note_names(&s->disk, s->live);
     ds_options options;

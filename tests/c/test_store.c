@@ -397,6 +397,31 @@ static void stats_and_verify_agree_with_what_was_done(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+static void compaction_changes_nothing_but_the_room(const char *dir) {
+    static char value[1000];
+    ds_store *store = open_store(dir);
+    uint64_t rare = put(store, "rare", "kept");
+    put(store, "gone", "soon");
+    CHECK_OK(ds_delete(store, DS_USER, "gone", 4, NULL));
+    for (int i = 0; i < 8000; i++)
+        CHECK_OK(ds_put(store, DS_USER, i % 2 ? "odd" : "even", i % 2 ? 3 : 4, value, sizeof value, NULL));
+    uint64_t sequence = stats_of(store).sequence;
+    CHECK_OK(ds_compact(store));
+    CHECK(stats_of(store).dropped_segments > 0);
+    CHECK(stats_of(store).log_bytes < 8000 * sizeof value);
+    for (int reopened = 0; reopened < 2; reopened++) {
+        CHECK_EQ(expect_value(store, "rare", "kept"), rare);
+        expect_value(store, "gone", NULL);
+        expect_bytes(store, DS_USER, "odd", 3, value, sizeof value);
+        CHECK_EQ(stats_of(store).keys[DS_USER], 3);
+        CHECK_EQ(stats_of(store).sequence, sequence);
+        CHECK_OK(ds_verify(store, NULL));
+        CHECK_OK(ds_close(store));
+        store = open_store(dir);
+    }
+    CHECK_OK(ds_close(store));
+}
+
 static void two_handles_in_one_process_share_the_store(const char *dir) {
     ds_store *a = open_store(dir), *b = open_store(dir);
     put(a, "k", "from a");
@@ -432,6 +457,7 @@ int main(int argc, char **argv) {
         TEST(settle_gives_the_last_sequence),
         TEST(a_fenced_incarnation_commits_no_more),
         TEST(stats_and_verify_agree_with_what_was_done),
+        TEST(compaction_changes_nothing_but_the_room),
         TEST(two_handles_in_one_process_share_the_store),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
