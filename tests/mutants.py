@@ -36,6 +36,7 @@ TESTS = [
     ["test_open"],
     ["test_damage"],
     ["test_processes"],
+    ["test_races"],
     ["every_store", "1", "1"],
     ["kill_sweep", "150", "1", "/dev/shm"],
     ["power_loss", "4000", "1"],
@@ -287,9 +288,24 @@ MUTANTS = [
         "read.c",
         "a flipped bit gives a wrong value",
         (
-            "    if (ds__record_length(key_size, value_size) < DS_WIDE_HASH_FROM || record",
-            "    if (record",
+            "    bool small = ds__record_length(record->key_size, record->value_size) < DS_WIDE_HASH_FROM;",
+            "    bool small = false;",
         ),
+    ),
+    mutant(
+        "scan-ignores-what-is-shed",
+        "read.c",
+        "a scan misses a key that was deleted and put anew behind its back",
+        (
+            "index->generation ||\n           atomic_load_explicit(&store->control->shed, memory_order_acquire) > limit;",
+            "index->generation || limit == 0;",
+        ),
+    ),
+    mutant(
+        "search-from-the-last-mapped",
+        "segment.c",
+        "a reader that fell behind never finds the log again",
+        ("    if (segment == NULL || segment->end <= start)", "    if (segment == NULL)"),
     ),
     # ---- checksums -----------------------------------------------------------------------------
     mutant(

@@ -1,0 +1,172 @@
+/* Readers that are put to sleep in the middle of a call while the log turns over. The linker wraps functions that the call
+ * comes through (ld --wrap); the first time a reader passes one, `meanwhile` happens, on another handle. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "store.h"
+#include "store_help.h"
+
+static struct {
+    const void *sleeper; /* its store, or its segments */
+    size_t passed, at;   /* the how manieth time */
+    void (*happens)(ds_store *other);
+    ds_store *other;
+    char key[16]; /* of the record that a scan came to last */
+} meanwhile;
+
+static void sleep_here(const void *who) {
+    if (who != meanwhile.sleeper || ++meanwhile.passed != meanwhile.at)
+        return;
+    void (*happens)(ds_store *) = meanwhile.happens;
+    meanwhile.happens = NULL;
+    happens(meanwhile.other);
+}
+
+static void sleep_in(const void *sleeper, size_t at, ds_store *other, void (*happens)(ds_store *)) {
+    meanwhile.sleeper = sleeper;
+    meanwhile.passed = 0;
+    meanwhile.at = at;
+    meanwhile.other = other;
+    meanwhile.happens = happens;
+}
+
+/* On a scan's way. */
+ds_status __real_ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out);
+ds_status __wrap_ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out);
+ds_status __wrap_ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out) {
+    ds_status status = __real_ds__record_at(store, offset, out);
+    if (store == meanwhile.sleeper && status == DS_OK && out->record->key_size < sizeof meanwhile.key) {
+        memcpy(meanwhile.key, ds__record_key(out->record), out->record->key_size);
+        meanwhile.key[out->record->key_size] = 0;
+        sleep_here(store);
+    }
+    return status;
+}
+
+/* On the way of a read of several keys. */
+ds_status __real_ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace,
+                          const void *key, size_t key_size, struct ds_found *out, bool *gone);
+ds_status __wrap_ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace,
+                          const void *key, size_t key_size, struct ds_found *out, bool *gone);
+ds_status __wrap_ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace,
+                          const void *key, size_t key_size, struct ds_found *out, bool *gone) {
+    sleep_here(store);
+    return __real_ds__find(store, index, hash, keyspace, key, key_size, out, gone);
+}
+
+/* On the way of a read whose segment is not mapped. */
+ds_status __real_ds__segments_get(struct ds_segments *segments, uint64_t start, uint64_t offset,
+                                  struct ds_segment **out);
+ds_status __wrap_ds__segments_get(struct ds_segments *segments, uint64_t start, uint64_t offset,
+                                  struct ds_segment **out);
+ds_status __wrap_ds__segments_get(struct ds_segments *segments, uint64_t start, uint64_t offset,
+                                  struct ds_segment **out) {
+    sleep_here(segments);
+    return __real_ds__segments_get(segments, start, offset, out);
+}
+
+/* Until not a byte of what was there before is left. */
+static void turn_over(ds_store *store) {
+    static char value[4000];
+    uint64_t end = stats_of(store).committed;
+    while (store->control->start < end) {
+        for (int i = 0; i < 500; i++)
+            CHECK_OK(ds_put(store, DS_USER, "busy", 4, value, sizeof value, NULL));
+        CHECK_OK(ds_compact(store));
+    }
+}
+
+static char last_key[16]; /* the one that a scan comes to last */
+
+static void delete_turn_over_and_put(ds_store *store) {
+    CHECK_OK(ds_delete(store, DS_USER, last_key, strlen(last_key), NULL));
+    turn_over(store);
+    put(store, last_key, "new");
+}
+
+static void fill(ds_store *store) {
+    put(store, "busy", "at first");
+    for (int i = 0; i < 20; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "key-%d", i);
+        put(store, key, "old");
+    }
+}
+
+/* The keys that a scan gives, and whether `last_key` is among them. */
+static size_t scan(ds_store *store, bool *last) {
+    ds_cursor *cursor;
+    CHECK_OK(ds_cursor_open(store, DS_USER, &cursor));
+    const void *key;
+    size_t size, keys = 0;
+    ds_value value;
+    *last = false;
+    while (ds_cursor_next(cursor, &key, &size, &value) == DS_OK) {
+        *last = *last || (size == strlen(last_key) && memcmp(key, last_key, size) == 0);
+        keys++;
+        ds_unpin(&value);
+    }
+    ds_cursor_close(cursor);
+    return keys;
+}
+
+/* The scanner stands before the last slot. Behind its back that key is deleted, all of the log is replaced, and the key is put
+ * again: there is no way from the new record back to the old one, but the key was there all the time but for a moment. */
+static void a_scan_misses_no_key_that_is_put_anew(const char *dir) {
+    ds_store *store = open_store(dir), *other = open_store(dir);
+    bool last;
+    fill(store);
+    sleep_in(store, SIZE_MAX, other, NULL);
+    CHECK_EQ(scan(store, &last), 21);
+    size_t records = meanwhile.passed;
+    strcpy(last_key, meanwhile.key);
+    CHECK(strcmp(last_key, "busy") != 0);
+    sleep_in(store, records - 1, other, delete_turn_over_and_put);
+    CHECK_EQ(scan(store, &last), 21);
+    CHECK(!meanwhile.happens);
+    CHECK(last);
+    CHECK_OK(ds_close(store));
+    CHECK_OK(ds_close(other));
+}
+
+static void several_keys_are_read_at_one_point(const char *dir) {
+    ds_store *store = open_store(dir), *other = open_store(dir);
+    fill(store);
+    strcpy(last_key, "key-2");
+    sleep_in(store, 3, other, delete_turn_over_and_put);
+    const ds_bytes keys[] = {{"key-0", 5}, {"key-1", 5}, {"key-2", 5}};
+    ds_value values[3];
+    CHECK_OK(ds_get_many(store, DS_USER, keys, 3, values));
+    CHECK(!meanwhile.happens);
+    for (int i = 0; i < 3; i++) {
+        CHECK(values[i].owner);
+        ds_unpin(&values[i]);
+    }
+    CHECK_OK(ds_close(store));
+    CHECK_OK(ds_close(other));
+}
+
+/* The reader knows the first segments only, when all of them and many more go. */
+static void a_reader_that_fell_behind_finds_the_log_again(const char *dir) {
+    ds_store *store = open_store(dir), *other = open_store(dir);
+    fill(store);
+    expect_value(store, "key-1", "old");
+    uint64_t segment = other->control->tail.segment_base;
+    while (other->control->tail.segment_base == segment)
+        put(other, "key-1", "in a segment that the reader has not mapped");
+    put(other, "key-1", "newer");
+    sleep_in(&store->segments, 1, other, turn_over);
+    expect_value(store, "key-1", "newer");
+    CHECK(!meanwhile.happens);
+    CHECK_OK(ds_close(store));
+    CHECK_OK(ds_close(other));
+}
+
+int main(int argc, char **argv) {
+    static const check_test tests[] = {
+        TEST(a_scan_misses_no_key_that_is_put_anew),
+        TEST(several_keys_are_read_at_one_point),
+        TEST(a_reader_that_fell_behind_finds_the_log_again),
+    };
+    return check_main(argc, argv, tests, CHECK_COUNT(tests));
+}
