@@ -67,12 +67,24 @@ static ds_status bad_record(const ds_store *store, uint64_t offset, const char *
                     (unsigned long long)offset, what);
 }
 
+static uint64_t start_of(const ds_store *store) {
+    return store->control != NULL ? atomic_load_explicit(&store->control->start, memory_order_acquire) : 0;
+}
+
 ds_status ds__segment_of(ds_store *store, uint64_t offset, struct ds_segment **out) {
     *out = ds__segments_find(&store->segments, offset);
     if (*out != NULL)
         return DS_OK;
-    uint64_t start = store->control != NULL ? atomic_load_explicit(&store->control->start, memory_order_acquire) : 0;
-    return ds__segments_get(&store->segments, start, offset, out);
+    uint64_t now = start_of(store), start;
+    ds_status status;
+    do {
+        start = now;
+        status = ds__segments_get(&store->segments, start, offset, out);
+        now = start_of(store);
+        /* Not there, but not compacted away either: the log's start moved on while we were on the way from it. A writer
+         * under its lock needs the difference, for it may not look again. */
+    } while (status == DS_MISSING && now != start && offset >= now);
+    return status;
 }
 
 ds_status ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out) {
