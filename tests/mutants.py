@@ -39,6 +39,7 @@ TESTS = [
     ["test_races"],
     ["every_store", "1", "1"],
     ["kill_sweep", "150", "1", "/dev/shm"],
+    ["linearizability", "15", "4", "1", "/dev/shm"],
     ["power_loss", "4000", "1"],
     ["bit_flips", "1", "3", "100000"],
 ]
@@ -250,6 +251,15 @@ MUTANTS = [
         "read.c",
         "readers see half a commit",
         ("    while (found->offset >= limit) {", "    while (false) {"),
+    ),
+    mutant(
+        "segment-looked-for-once",
+        "read.c",
+        "a writer finds a segment missing because the start of the log moved on meanwhile",
+        (
+            "    } while (status == DS_MISSING && now != start && offset >= now);\n",
+            "    } while (0);\n",
+        ),
     ),
     mutant(
         "old-index-forever",
