@@ -388,35 +388,45 @@ static void run_other(scene *s, const ds_options *options, ds_store **store) {
     s->synced = s->begun;
 }
 
-static void run_store(scene *s, size_t value_limit, bool full) {
+typedef struct shape {
+    size_t value_limit;
+    bool full;      /* about to be compacted */
+    bool committed; /* durability: a commit that returns is on disk */
+} shape;
+
+static void run_store(scene *s, const shape *form) {
     hooks listener = {.moment = on_moment, .files_changed = on_files_changed, .synced = on_synced, .context = s};
     history writer;
-    history_init(&writer, s->seed, 0, KEYS, DS_KEYSPACES, value_limit);
+    history_init(&writer, s->seed, 0, KEYS, DS_KEYSPACES, form->value_limit);
     s->first = s->sequence = s->segment = 0;
     CHECK(mkdir(s->live, 0700) == 0);
     note_names(&s->disk, s->live);
     ds_options options;
     ds_options_init(&options);
+    if (form->committed)
+        options.durability = DS_COMMIT;
     ds_store *store = NULL;
-    if (full) {
+    if (form->full) {
         must(hooked.open(s->live, &options, &store), "a quiet open", hooked.error());
         s->first = prepare(s, &writer, store);
     }
     s->synced = s->begun = s->first;
     for (uint64_t i = 0; i < BATCHES + 2; i++) {
-        history_init(&s->at[i], s->seed, 0, KEYS, DS_KEYSPACES, value_limit);
+        history_init(&s->at[i], s->seed, 0, KEYS, DS_KEYSPACES, form->value_limit);
         history_advance(&s->at[i], s->first + i);
     }
     hooked.listen(&listener);
-    if (!full)
+    if (!form->full)
         must(hooked.open(s->live, &options, &store), "the hooked open", hooked.error());
-    for (uint64_t i = 0; i < (full ? BATCHES_FULL : BATCHES) && s->images < arguments.images; i++) {
+    for (uint64_t i = 0; i < (form->full ? BATCHES_FULL : BATCHES) && s->images < arguments.images; i++) {
         ds_change changes[HISTORY_CHANGES];
         size_t count = history_make(&writer, ++s->begun, changes);
         uint64_t sequence;
         must(hooked.commit(store, changes, count, &sequence), "the hooked commit", hooked.error());
         hooked.moment();
         s->sequence = sequence;
+        if (form->committed)
+            s->synced = s->begun;
         run_other(s, &options, &store);
     }
     hooked.listen(NULL);
@@ -438,10 +448,11 @@ static void run(const char *dir) {
     CHECK(mkdir(s.copy, 0700) == 0);
     uint64_t start = check_now_ns();
     while (s.images < arguments.images) {
-        static const size_t limits[] = {1500, 1000, 8000, 1000, 200, 1000};
-        size_t limit = limits[s.stores % CHECK_COUNT(limits)];
+        static const shape shapes[] = {{.value_limit = 1500}, {.value_limit = 1000, .full = true},
+                                       {.value_limit = 8000}, {.value_limit = 3000, .committed = true},
+                                       {.value_limit = 200},  {.value_limit = 1000, .full = true, .committed = true}};
         s.seed = check_random(&s.random);
-        run_store(&s, limit, limit == 1000);
+        run_store(&s, &shapes[s.stores % CHECK_COUNT(shapes)]);
     }
     double seconds = (double)(check_now_ns() - start) / 1e9;
     printf("images %llu of %llu stores, %llu with a torn end, %llu compactions, violations 0, %.1f s, %.0f images/s\n",
