@@ -12,11 +12,15 @@
 #include "check.h"
 #include "control.h"
 
-void image_map(image *i, const char *dir) {
+void image_unmap(image *i) {
     for (size_t f = 0; f < i->count; f++)
         if (i->files[f].bytes)
             munmap(i->files[f].bytes, i->files[f].size);
     i->count = 0;
+}
+
+void image_map(image *i, const char *dir) {
+    image_unmap(i);
     DIR *list = opendir(dir);
     CHECK(list);
     for (struct dirent *entry; (entry = readdir(list));) {

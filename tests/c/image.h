@@ -20,6 +20,7 @@ typedef struct image {
 
 /* The files of a live directory, mapped, so that what a writer stores shows up here at once. Replaces what `i` mapped. */
 void image_map(image *i, const char *dir);
+void image_unmap(image *i);
 /* Bytes of one's own. */
 void image_copy(image *to, const image *from);
 void image_free(image *i);
