@@ -152,6 +152,13 @@ class Hosted:
 
         return self.wait(running)  # type: ignore[no-any-return]
 
+    def wait_spare(self) -> None:
+        """Wait until a spare has imported the operator's file. Polled: nobody is told of it."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (spare := self.supervisor.workers._spare) is None or spare.signature is None:
+            assert time.monotonic() < deadline, "no spare"
+            time.sleep(0.002)
+
     def finish(self) -> Outcome:
         """Close the input, and wait for the end."""
         self.supervisor.close_input()

@@ -149,6 +149,29 @@ def test_no_process_outlives_the_node_whatever_is_killed_in_whatever_order(host_
     host.wait_eof()
 
 
+def test_a_busy_worker_dies_with_the_zygote_although_the_host_cannot_kill_it(
+    host_process, tmp_path
+):
+    """A worker in a handler does not see the end of its socket: only the kernel can end it here."""
+    marker = tmp_path / "busy"
+    host = host_process(
+        f"""
+        import time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                print("busy", file=open({str(marker)!r}, "w"))
+                time.sleep(1000)
+        """
+    )
+    status = host.wait_running()
+    host.send(0)
+    wait_file(marker)
+    kill(host.popen.pid, signal.SIGSTOP)
+    kill(status["zygote"])
+    assert wait_gone(status["worker_pid"])
+
+
 def test_a_stopped_zygote_does_not_keep_anything_alive(host_process):
     host = host_process()
     status = host.wait_running()

@@ -15,6 +15,7 @@ import pytest
 from hosting import LEDGER, kill, ledger, wait_file, wait_gone
 
 from dora_state.runtime import killpoint
+from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
 
 KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "100"))  # set it to 10000 for a soak
@@ -87,6 +88,37 @@ def test_the_manner_of_death_makes_no_difference(host, point, how):
     hosted.finish()
     assert hosted.texts == ledger(6)
     assert hosted.supervisor.restarts == 2
+
+
+def test_what_a_dead_worker_said_is_read_to_the_end(host):
+    """The loop is kept busy until the worker is dead. It then finds both its death and more than one
+    read takes in, and all of it was committed.
+    """
+    hosted = host(
+        """
+        import os
+
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("now", b"%d" % os.getpid())
+                for n in range(6):
+                    send_output("held", b"%d" % n * 20_000)
+                return 0
+        """,
+        kill="after-commit@1",
+        immediate=frozenset({"now"}),
+    ).start()
+    take = hosted.supervisor._send
+
+    def wait_for_death(output: Output) -> None:
+        if output.id == "now":
+            assert wait_gone(int(bytes(output.value)))
+        take(output)
+
+    hosted.supervisor._send = wait_for_death
+    hosted.send(0)
+    hosted.finish()
+    assert hosted.texts[1:] == [str(n) * 20_000 for n in range(6)]
 
 
 def test_every_point_in_one_life(host):
@@ -409,6 +441,7 @@ def test_a_changed_operator_file_is_used_by_the_next_restart(host):
     hosted = host().start()
     hosted.send(0)
     hosted.wait_outputs(1)
+    hosted.wait_spare()
     hosted.operator.write_text(hosted.operator.read_text().replace("%d %d %d", "new %d %d %d"))
     pid = hosted.wait_running()["worker_pid"]
     kill(pid)
