@@ -22,7 +22,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-_KEPT = 1000  # XDG_RUNTIME_DIR ends with the session, the temporary directory at best with the boot
+_KEPT = 1000  # XDG_RUNTIME_DIR goes with the login, the temporary directory at best with the boot
 
 
 def directory() -> Path:
