@@ -169,7 +169,10 @@ def test_a_busy_worker_dies_with_the_zygote_although_the_host_cannot_kill_it(
     wait_file(marker)
     kill(host.popen.pid, signal.SIGSTOP)
     kill(status["zygote"])
-    assert wait_gone(status["worker_pid"])
+    try:
+        assert wait_gone(status["worker_pid"])
+    finally:
+        kill(status["worker_pid"])
 
 
 def test_a_stopped_zygote_does_not_keep_anything_alive(host_process):
@@ -278,8 +281,11 @@ def test_the_spare_and_what_it_left_are_gone_after_a_clean_end(host_process, tmp
     family = wait_family(host.popen.pid, 3)
     kill(host.popen.pid, signal.SIGTERM)
     host.popen.wait(PATIENCE_S)
-    for pid in {*family, orphan}:
-        assert wait_gone(pid)
+    try:
+        for pid in {*family, orphan}:
+            assert wait_gone(pid)
+    finally:
+        kill(orphan)
 
 
 # Signals
