@@ -171,10 +171,11 @@ class Model(RuleBasedStateMachine):
         self.committed(self.store.modify(key, function), {key: wanted})
 
     @rule()
-    @precondition(lambda self: len(self.data) > 5)
     def clear(self) -> None:
-        self.store.clear()
-        self.committed(self.store.settle(), dict.fromkeys(self.data))
+        # No precondition: whether a killed writer's last batch is there is not Hypothesis's to know.
+        if len(self.data) > 5:
+            self.store.clear()
+            self.committed(self.store.settle(), dict.fromkeys(self.data))
 
     # Reading
 
