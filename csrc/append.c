@@ -216,7 +216,7 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
     populate_ahead(segment, begin, end);
 
     control->intent.begin = begin;
-    control->intent.after = *after;
+    ds__tail_store(&control->intent.after, after);
     atomic_store_explicit(&control->intent.end, end, memory_order_release);
     /* Only against the compiler: what comes next must not be stored before the intent. */
     atomic_signal_fence(memory_order_seq_cst);
@@ -248,7 +248,7 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
     }
 
     atomic_store_explicit(&control->committed, end, memory_order_release);
-    control->tail = *after;
+    ds__tail_store(&control->tail, after);
     atomic_store_explicit(&control->intent.end, 0, memory_order_release);
     if (type == DS_FRAME_COMMIT)
         ds__wake(control, plans, count);

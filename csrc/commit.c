@@ -200,7 +200,7 @@ static ds_status commit_locked(ds_store *store, const ds_change *changes, struct
 /* ---- the calls ------------------------------------------------------------------------------------------------- */
 
 static ds_status commit(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count, bool *written,
-                        uint64_t *sequence) {
+                        bool *overdue, uint64_t *sequence) {
     uint64_t blob_from = frame_bound(changes, count, DS_BLOB_FROM) > CROWDED ? CROWDED_BLOB_FROM : DS_BLOB_FROM;
     uint64_t bound = frame_bound(changes, count, blob_from);
     if (bound > DS_SEGMENT_MAX - DS_SEGMENT_HEADER)
@@ -216,6 +216,7 @@ static ds_status commit(ds_store *store, const ds_change *changes, struct ds_pla
     if (status == DS_OK) {
         status = commit_locked(store, changes, plans, count, written, sequence);
         due = ds__compaction_due(store);
+        *overdue = ds__compaction_overdue(store);
         ds__writer_leave(store);
     }
     if (due)
@@ -236,12 +237,12 @@ static ds_status make_durable(ds_store *store) {
 
 /* On a full disk compaction may make room: then once more. */
 static ds_status commit_or_make_room(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
-                                     bool *written, uint64_t *sequence) {
-    ds_status status = commit(store, changes, plans, count, written, sequence);
+                                     bool *written, bool *overdue, uint64_t *sequence) {
+    ds_status status = commit(store, changes, plans, count, written, overdue, sequence);
     if (status != DS_FULL)
         return status;
     (void)ds__compact(store, true, DS_COMPACT_TIGHTLY); /* as far as it gets */
-    return commit(store, changes, plans, count, written, sequence);
+    return commit(store, changes, plans, count, written, overdue, sequence);
 }
 
 ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence) {
@@ -256,16 +257,16 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         if (plans == NULL)
             return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     }
-    bool written = false;
+    bool written = false, overdue = false;
     uint64_t at = 0;
-    status = commit_or_make_room(store, changes, plans, count, &written, &at);
+    status = commit_or_make_room(store, changes, plans, count, &written, &overdue, &at);
     if (status == DS_OK && sequence != NULL)
         *sequence = at;
     if (plans != few)
         free(plans);
     if (status == DS_OK && written && store->options.durability == DS_COMMIT)
         status = make_durable(store);
-    if (status == DS_OK && written && ds__compaction_overdue(store)) {
+    if (status == DS_OK && written && overdue) {
         atomic_fetch_add_explicit(&store->control->waits, 1, memory_order_relaxed);
         (void)ds__compact(store, true,
                           false); /* the commit stands; what fails here is told by the next that needs room */

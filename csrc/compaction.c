@@ -32,10 +32,12 @@ static uint64_t start_of(const ds_store *store) {
     return atomic_load_explicit(&store->control->start, memory_order_relaxed);
 }
 
-bool ds__compaction_due(const ds_store *store) {
-    const struct ds_tail *tail = &store->control->tail;
-    uint64_t start = start_of(store);
+static bool is_due(const struct ds_tail *tail, uint64_t start) {
     return start < tail->segment_base && log_bytes(tail, start) > 2 * tail->live_bytes + 3 * tail->segment_size;
+}
+
+bool ds__compaction_due(const ds_store *store) {
+    return is_due(&store->control->tail, start_of(store));
 }
 
 bool ds__compaction_overdue(const ds_store *store) {
@@ -298,7 +300,8 @@ static ds_status drop(struct pass *pass, uint64_t from, uint64_t to) {
     ds_status status = ds__writer_enter(store);
     if (status == DS_OK) {
         /* A death before this line leaves the sum too high, which costs a pass too many until the next rebuild. */
-        control->tail.blob_bytes -= bytes < control->tail.blob_bytes ? bytes : control->tail.blob_bytes;
+        uint64_t known = control->tail.blob_bytes;
+        ds__word_store(&control->tail.blob_bytes, known - (bytes < known ? bytes : known));
         ds__writer_leave(store);
     }
     return status;
@@ -365,8 +368,13 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *mov
 static ds_status compact_due(ds_store *store) {
     bool moved = true;
     ds_status status = DS_OK;
-    while (status == DS_OK && moved && ds__compaction_due(store))
+    while (status == DS_OK && moved) {
+        struct ds_tail tail;
+        status = look_at_tail(store, &tail);
+        if (status != DS_OK || !is_due(&tail, start_of(store)))
+            break;
         status = one_pass(store, 0, false, &moved);
+    }
     return status;
 }
 

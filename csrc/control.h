@@ -7,7 +7,9 @@
  *   (`end` = 0) when `tail` tells the new state. Whoever takes the lock and finds `end` set finishes or undoes that one
  *   commit first (commit.c, ds__repair). It is only read under the lock, so plain stores suffice between processes; the
  *   compiler must keep them in order, because death may come between any two.
- *   `tail` is read and written under the lock only.
+ *   `tail` is written under the lock and read there. Statistics, syncs and waiters also look at single words of it, and of
+ *   `intent.after`, without the lock. So these are stored word by word, each whole (ds__tail_store), and their readers
+ *   load single words; a plain copy may tear. Relaxed: none of them concludes anything from one word about another.
  *   `generation` names the index file in force; it is stored (release) after that file is complete.
  *   `start` is stored (release) under `compact_lock`, before the segments below it are unlinked.
  *   `shed` is stored under `lock` before the slots of those tombstones are given up, which are stored (release). A scan
@@ -58,6 +60,22 @@ struct ds_tail {
     uint32_t crc;           /* of the frame before `offset`, or of the segment's header */
     uint32_t sealed;        /* nonzero: dead bytes follow `offset`; the next frame opens a new segment */
 };
+
+static_assert(sizeof(struct ds_tail) % sizeof(uint64_t) == 0, "stored by words");
+
+static inline uint64_t ds__word_load(const uint64_t *word) {
+    return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+static inline void ds__word_store(uint64_t *word, uint64_t value) {
+    __atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+static inline void ds__tail_store(struct ds_tail *to, const struct ds_tail *from) {
+    typedef uint64_t __attribute__((may_alias)) word;
+    for (size_t i = 0; i < sizeof *to / sizeof(word); i++)
+        __atomic_store_n((word *)to + i, ((const word *)from)[i], __ATOMIC_RELAXED);
+}
 
 struct ds_intent {
     _Atomic uint64_t end; /* of the frame to be; 0: none. Stored last, cleared last. */

@@ -140,16 +140,16 @@ ds_status ds_stats_read(ds_store *store, ds_stats *out) {
     const struct ds_tail *tail = &control->tail;
     memset(out, 0, sizeof *out);
     for (int i = 0; i < DS_KEYSPACES; i++)
-        out->keys[i] = tail->keys[i];
-    out->live_bytes = tail->live_bytes;
-    out->sequence = tail->sequence;
+        out->keys[i] = ds__word_load(&tail->keys[i]);
+    out->live_bytes = ds__word_load(&tail->live_bytes);
+    out->sequence = ds__word_load(&tail->sequence);
     out->committed = atomic_load_explicit(&control->committed, memory_order_acquire);
     out->synced = atomic_load_explicit(&control->synced, memory_order_acquire);
     out->fence = atomic_load_explicit(&control->fence, memory_order_relaxed);
     out->repairs = atomic_load_explicit(&control->repairs, memory_order_relaxed);
     out->dropped_bytes = control->dropped_bytes;
-    out->log_bytes = tail->segment_base + tail->segment_size + tail->blob_bytes -
-                     atomic_load_explicit(&control->start, memory_order_relaxed);
+    out->log_bytes = ds__word_load(&tail->segment_base) + ds__word_load(&tail->segment_size) +
+                     ds__word_load(&tail->blob_bytes) - atomic_load_explicit(&control->start, memory_order_relaxed);
     out->relocated_bytes = atomic_load_explicit(&control->relocated_bytes, memory_order_relaxed);
     out->dropped_segments = atomic_load_explicit(&control->dropped_segments, memory_order_relaxed);
     out->waits = atomic_load_explicit(&control->waits, memory_order_relaxed);

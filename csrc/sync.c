@@ -172,9 +172,10 @@ static ds_status sync_locked(ds_store *store, uint64_t start, uint64_t to) {
         from = start;
     atomic_store_explicit(&control->sync_intent, to, memory_order_relaxed);
     /* `after` was filled before the commit point was passed, so it knows of every blob below `to`. */
-    uint64_t last_blob = control->intent.after.last_blob;
-    if (last_blob < control->tail.last_blob)
-        last_blob = control->tail.last_blob;
+    uint64_t last_blob = ds__word_load(&control->intent.after.last_blob);
+    uint64_t earlier = ds__word_load(&control->tail.last_blob);
+    if (last_blob < earlier)
+        last_blob = earlier;
     if (last_blob != 0 && last_blob >= from)
         status = sync_blobs(store, from, to);
     if (status == DS_OK)
@@ -190,7 +191,7 @@ static ds_status sync_locked(ds_store *store, uint64_t start, uint64_t to) {
 ds_status ds__sync(ds_store *store, uint64_t start, bool clean) {
     struct ds_control *control = store->control;
     uint64_t to = atomic_load_explicit(&control->committed, memory_order_acquire);
-    uint64_t sequence = control->tail.sequence; /* exact when `clean`: nobody else has the store then */
+    uint64_t sequence = ds__word_load(&control->tail.sequence); /* exact when `clean`: nobody else has the store then */
     if (!clean && atomic_load_explicit(&control->synced, memory_order_acquire) >= to &&
         atomic_load_explicit(&control->sync_error, memory_order_relaxed) == 0)
         return DS_OK;

@@ -95,7 +95,7 @@ static ds_status newest_of_prefix(ds_store *store, const struct wish *wish, uint
     }
     if (status == DS_COMPACTED) {
         /* Which keys changed cannot be told any more; that something did, is all a waiter needs to look. */
-        *sequence = store->control->tail.sequence;
+        *sequence = ds__word_load(&store->control->tail.sequence);
         status = DS_OK;
     }
     return status == DS_MISSING ? DS_OK : status;

@@ -75,7 +75,7 @@ static ds_status finish(ds_store *store, struct ds_segment *segment, const struc
     }
     atomic_store_explicit(&control->committed, end, memory_order_release);
     control->intent.after.crc = frame->crc;
-    control->tail = control->intent.after;
+    ds__tail_store(&control->tail, &control->intent.after);
     return DS_OK;
 }
 
@@ -89,8 +89,8 @@ static void undo(ds_store *store, struct ds_segment *segment, uint64_t end) {
     if (begin == segment->base + DS_SEGMENT_HEADER) {
         /* Whether the tail is here already is not asked: half of these stores may have been done by a dead repairer. */
         tail->offset = begin;
-        tail->segment_base = segment->base;
-        tail->segment_size = segment->end - segment->base;
+        ds__word_store(&tail->segment_base, segment->base);
+        ds__word_store(&tail->segment_size, segment->end - segment->base);
         tail->crc = segment->header_crc;
         tail->sealed = 0;
         tail->segment_blobs = 0;

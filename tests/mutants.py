@@ -69,10 +69,10 @@ MUTANTS = [
         "append.c",
         "a death between leaves an intent that describes another commit",
         (
-            "    control->intent.begin = begin;\n    control->intent.after = *after;\n"
+            "    control->intent.begin = begin;\n    ds__tail_store(&control->intent.after, after);\n"
             "    atomic_store_explicit(&control->intent.end, end, memory_order_release);\n",
             "    atomic_store_explicit(&control->intent.end, end, memory_order_release);\n"
-            "    control->intent.begin = begin;\n    control->intent.after = *after;\n",
+            "    control->intent.begin = begin;\n    ds__tail_store(&control->intent.after, after);\n",
         ),
     ),
     # Alone, either is harmless: repair checks the whole frame, which is why it is the double that must be seen.
@@ -113,8 +113,8 @@ MUTANTS = [
         "a death between makes repair undo a commit that the tail already counts",
         (
             "    atomic_store_explicit(&control->committed, end, memory_order_release);\n"
-            "    control->tail = *after;\n",
-            "    control->tail = *after;\n"
+            "    ds__tail_store(&control->tail, after);\n",
+            "    ds__tail_store(&control->tail, after);\n"
             "    atomic_store_explicit(&control->committed, end, memory_order_release);\n",
         ),
     ),
@@ -123,10 +123,10 @@ MUTANTS = [
         "append.c",
         "a death between leaves a tail that points before the last commit",
         (
-            "    control->tail = *after;\n"
+            "    ds__tail_store(&control->tail, after);\n"
             "    atomic_store_explicit(&control->intent.end, 0, memory_order_release);\n",
             "    atomic_store_explicit(&control->intent.end, 0, memory_order_release);\n"
-            "    control->tail = *after;\n",
+            "    ds__tail_store(&control->tail, after);\n",
         ),
     ),
     mutant(
@@ -222,7 +222,7 @@ MUTANTS = [
         "finish-forgets-the-tail",
         "writer.c",
         "the next commit overwrites a repaired one",
-        ("    control->tail = control->intent.after;\n", ""),
+        ("    ds__tail_store(&control->tail, &control->intent.after);\n", ""),
     ),
     mutant(
         "finish-forgets-the-crc",
