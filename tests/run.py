@@ -4,6 +4,7 @@
     lint      ruff, mypy, clang-format
     c         the C tests, warnings as errors
     asan      the C tests under the address and the undefined-behaviour sanitizer
+    tsan      the C tests under the thread sanitizer
     python    pytest, against the installed wheel
 
 Without a part, all of them in this order. The first that fails ends the run with exit code 1. Needs Python with pip, a
@@ -77,6 +78,10 @@ def asan() -> None:
     c("asan")
 
 
+def tsan() -> None:
+    c("tsan")
+
+
 def python_tests() -> None:
     python("-m", "pytest", DORA_STATE_DISTRIBUTIONS=str(DISTRIBUTIONS))
 
@@ -86,6 +91,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "lint": lint,
     "c": c,
     "asan": asan,
+    "tsan": tsan,
     "python": python_tests,
 }
 
