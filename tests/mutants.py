@@ -446,6 +446,15 @@ MUTANTS = [
         "a control page of an earlier boot is believed",
         ("        strncpy(out, fake, 36);\n", "        (void)fake;\n"),
     ),
+    mutant(
+        "any-control-page-is-believed",
+        "recovery.c",
+        "a copy, or another container, uses a lock whose owner it cannot know",
+        (
+            "    if (memcmp(found, &expected, sizeof expected) == 0)\n        return DS_OK;",
+            "    if (memcmp(found->uuid, expected.uuid, sizeof expected.uuid) == 0)\n        return DS_OK;",
+        ),
+    ),
     # ---- index growth ----------------------------------------------------------------------------
     mutant(
         "index-published-empty",

@@ -1,5 +1,6 @@
 /* Several processes, one store: forked handles, writers at once, a reader beside them, a dead and a stopped writer.
  * Nothing here depends on timing; a wait is always for an event, and check_main() ends what hangs. */
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -182,9 +183,26 @@ static void put_without_end(void *context) {
     }
 }
 
+/* I33: a copy that was taken while the lock was held is a store of its own, and nobody holds its lock. */
+static void use_a_copy(const char *dir) {
+    char *copy = check_format("%s.copy", dir), *command = check_format("cp -a '%s' '%s'", dir, copy);
+    CHECK(system(command) == 0);
+    ds_options options = options_default();
+    options.lock_timeout_ms = 20;
+    ds_store *store = open_with(copy, options);
+    expect_value(store, "small", "here");
+    put(store, "mine", "in the copy");
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+    check_remove(copy);
+    free(copy);
+    free(command);
+}
+
 /* Stops the writer again and again until it is caught inside its commit. Then: reads answer, writes say TIMEOUT, and
  * when it goes on or dies, the store does too. */
-static void a_stopped_writer_blocks_writers_only(const char *dir) {
+static void a_stopped_writer_blocks_writers_only(const char *parent) {
+    char *dir = check_format("%s/store", parent);
     _Atomic uint64_t *puts = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(puts != MAP_FAILED);
     ds_store *setup = open_store(dir);
@@ -210,6 +228,7 @@ static void a_stopped_writer_blocks_writers_only(const char *dir) {
             expect_value(store, "small", "here");
             caught = true;
             CHECK_EQ(stats_of(store).repairs, 0);
+            use_a_copy(dir);
         }
         CHECK(kill(pid, SIGCONT) == 0);
     }
@@ -224,13 +243,58 @@ static void a_stopped_writer_blocks_writers_only(const char *dir) {
     put(store, "mine", "2");
     CHECK_OK(ds_verify(store, NULL));
     CHECK_OK(ds_close(store));
+    free(dir);
+}
+
+static void open_from_another_namespace(void *context) {
+    ds_options options = options_default();
+    ds_store *store = NULL;
+    CHECK_IS(ds_open(context, &options, &store), DS_IN_USE);
+    CHECK(strstr(ds_error(), "namespace"));
+}
+
+static void open_from_there_again(void *context) {
+    ds_store *store = open_store(context);
+    expect_value(store, "k", "here");
+    put(store, "k", "there");
+    CHECK_OK(ds_close(store));
+}
+
+/* Robust locks know their owners by thread id, which means something else in another container. */
+static void another_pid_namespace_is_refused_while_we_are_here(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "here");
+    if (unshare(CLONE_NEWPID) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0) {
+        printf("     (not allowed to make a namespace here)\n");
+        CHECK_OK(ds_close(store));
+        return;
+    }
+    /* From here on, every child is in the new namespace; this process stays in the old one. */
+    check_join(check_spawn(open_from_another_namespace, (void *)(uintptr_t)dir));
+    expect_value(store, "k", "here");
+    CHECK_OK(ds_close(store));
+}
+
+static void a_store_that_is_closed_goes_to_another_namespace(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "here");
+    CHECK_OK(ds_close(store));
+    if (unshare(CLONE_NEWPID) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0) {
+        printf("     (not allowed to make a namespace here)\n");
+        return;
+    }
+    check_join(check_spawn(open_from_there_again, (void *)(uintptr_t)dir));
 }
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(a_forked_handle_refuses_and_the_parent_goes_on), TEST(a_child_opens_its_own_handle),
-        TEST(writers_at_once_lose_and_double_nothing),        TEST(a_reader_beside_a_writer_never_sees_half_a_batch),
+        TEST(a_forked_handle_refuses_and_the_parent_goes_on),
+        TEST(a_child_opens_its_own_handle),
+        TEST(writers_at_once_lose_and_double_nothing),
+        TEST(a_reader_beside_a_writer_never_sees_half_a_batch),
         TEST(a_stopped_writer_blocks_writers_only),
+        TEST(another_pid_namespace_is_refused_while_we_are_here),
+        TEST(a_store_that_is_closed_goes_to_another_namespace),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }
