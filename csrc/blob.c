@@ -79,6 +79,24 @@ ds_status ds__blob_map(ds_store *store, const struct ds_blob_reference *referenc
     return DS_OK;
 }
 
+ds_status ds__blob_link(ds_store *store, const struct ds_directory *from, const struct ds_blob_reference *reference) {
+    char name[DS_NAME_SIZE];
+    struct ds_mapping *mapping;
+    blob_name(reference->id, name);
+    ds_status status = ds__os_link(from, &store->directory, name);
+    if (status == DS_MISSING)
+        return ds__fail(DS_CORRUPT, 0, "%s/%s: the file of a large value is missing", from->path, name);
+    if (status == DS_CONFLICT) /* an earlier record brought it */
+        return DS_OK;
+    if (status == DS_OK)
+        status = ds__blob_map(store, reference, true, &mapping);
+    if (status == DS_OK)
+        ds__mapping_unpin(mapping);
+    else if (status == DS_CORRUPT)
+        (void)ds__os_unlink(&store->directory, name);
+    return status;
+}
+
 ds_status ds__blob_sync(ds_store *store, const struct ds_blob_reference *reference) {
     char name[DS_NAME_SIZE];
     blob_name(reference->id, name);

@@ -20,6 +20,9 @@ ds_status ds__inventory(const struct ds_directory *directory, struct ds_inventor
 #define DS_CONTROL_NAME  "control"
 #define DS_CONTROL_DRAFT "control.new"
 bool ds__is_blob_name(const char *name);
+/* After an unclean end of a boot, sequences go on this much higher: those between may have been seen by somebody before
+ * the power went, and must not come back for other data. */
+#define DS_SEQUENCE_GAP (UINT64_C(1) << 32)
 
 /* Where the valid log ends. */
 struct ds_log_end {

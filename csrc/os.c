@@ -22,6 +22,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef RENAME_NOREPLACE
+#define RENAME_NOREPLACE 1
+#define RENAME_EXCHANGE  2
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -181,6 +185,79 @@ ds_status ds__os_directory_list(const struct ds_directory *directory, ds_status 
     }
     closedir(entries);
     return status;
+}
+
+ds_status ds__os_directory_check(const struct ds_directory *directory, bool *there, bool *ours) {
+    struct stat opened, named;
+    if (CALL(-1, fstat(directory->fd, &opened)) != 0)
+        return fail_file(directory, "", "look at the directory");
+    *there = stat(directory->path, &named) == 0 && named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+    *ours = opened.st_uid == geteuid();
+    return DS_OK;
+}
+
+ds_status ds__os_real_path(const char *path, char out[DS_PATH_SIZE]) {
+    char *real = CALL(NULL, realpath(path, NULL));
+    if (real == NULL)
+        return fail_path(path, "find the directory");
+    bool fits = strlen(real) < DS_PATH_SIZE;
+    if (fits)
+        memcpy(out, real, strlen(real) + 1);
+    free(real);
+    return fits ? DS_OK : ds__fail(DS_INVALID, ENAMETOOLONG, "%s: the path is too long", path);
+}
+
+ds_status ds__os_directory_remove(const char *path) {
+    if (CALL(-1, rmdir(path)) != 0 && errno != ENOENT)
+        return fail_path(path, "remove the directory");
+    return DS_OK;
+}
+
+/* Not renameat2(): musl had none for long. */
+static int rename_at(const char *from, const char *to, unsigned flags) {
+    return CALL(-1, (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, flags));
+}
+
+static ds_status fail_rename(const char *path) {
+    if (errno == EINVAL || errno == ENOSYS || errno == EOPNOTSUPP)
+        return ds__fail(DS_UNSUPPORTED, errno,
+                        "%s: this file system cannot exchange two directories in one step; copy the store to one that "
+                        "can (ext4, xfs, tmpfs)",
+                        path);
+    return fail_path(path, "rename the directory");
+}
+
+ds_status ds__os_directory_rename(const char *from, const char *to) {
+    if (rename_at(from, to, RENAME_NOREPLACE) == 0)
+        return DS_OK;
+    if (errno == EEXIST)
+        return ds__fail(DS_CONFLICT, EEXIST, "%s: exists", to);
+    return fail_rename(from);
+}
+
+ds_status ds__os_directory_exchange(const char *a, const char *b) {
+    return rename_at(a, b, RENAME_EXCHANGE) == 0 ? DS_OK : fail_rename(b);
+}
+
+ds_status ds__os_parent_sync(const char *path) {
+    char parent[DS_PATH_SIZE];
+    snprintf(parent, sizeof parent, "%s/..", path);
+    int fd = CALL(-1, open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (fd < 0)
+        return fail_path(parent, "open the directory");
+    ds_status status = CALL(-1, fsync(fd)) == 0 ? DS_OK : fail_path(parent, "sync the directory");
+    close(fd);
+    return status;
+}
+
+ds_status ds__os_link(const struct ds_directory *from, const struct ds_directory *to, const char *name) {
+    if (CALL(-1, linkat(from->fd, name, to->fd, name, 0)) == 0)
+        return DS_OK;
+    if (errno == ENOENT)
+        return ds__fail(DS_MISSING, ENOENT, "%s/%s: no such file", from->path, name);
+    if (errno == EEXIST)
+        return ds__fail(DS_CONFLICT, EEXIST, "%s/%s: exists", to->path, name);
+    return fail_file(from, name, "link");
 }
 
 /* ---- files ----------------------------------------------------------------------------------------------------- */

@@ -34,6 +34,21 @@ ds_status ds__os_directory_sync(const struct ds_directory *directory);
 ds_status ds__os_directory_list(const struct ds_directory *directory, ds_status (*visit)(void *, const char *),
                                 void *context);
 
+/* Is the directory still the one at its path, and does it belong to this user? */
+ds_status ds__os_directory_check(const struct ds_directory *directory, bool *there, bool *ours);
+enum { DS_PATH_SIZE = 4096 };
+/* Without symbolic links, dots and trailing slashes. */
+ds_status ds__os_real_path(const char *path, char out[DS_PATH_SIZE]);
+ds_status ds__os_directory_remove(const char *path); /* an empty or a missing one */
+/* DS_CONFLICT, quietly, when `to` is there already. */
+ds_status ds__os_directory_rename(const char *from, const char *to);
+/* Each gets the other's name, in one step. DS_UNSUPPORTED where the file system cannot. */
+ds_status ds__os_directory_exchange(const char *a, const char *b);
+/* Puts the directory that holds `path` on disk. */
+ds_status ds__os_parent_sync(const char *path);
+/* One more name, in another directory. DS_MISSING, quietly, when the file is not there; DS_CONFLICT when the name is taken. */
+ds_status ds__os_link(const struct ds_directory *from, const struct ds_directory *to, const char *name);
+
 enum { DS_OS_READ = 0, DS_OS_WRITE = 1, DS_OS_CREATE = 3 };
 /* Opens a file of the directory, never through a symbolic link. DS_OS_CREATE makes it anew, empty and 0600. Sets *fd
  * to -1 and returns DS_MISSING, quietly, when it is not there. */

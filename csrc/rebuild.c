@@ -9,10 +9,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* After an unclean end of a boot, sequences go on this much higher: those between may have been seen by somebody before
- * the power went, and must not come back for other data. */
-#define SEQUENCE_GAP (UINT64_C(1) << 32)
-
 /* ---- indexing what was read ------------------------------------------------------------------------------------ */
 
 static void insert_slot(struct ds_index *index, uint64_t hash, uint64_t offset) {
@@ -232,7 +228,7 @@ ds_status ds__rebuild(ds_store *store, struct ds_inventory *files, struct ds_reb
     tail->offset = end.offset;
     tail->segment_base = end.segment->base;
     tail->segment_size = end.segment->end - end.segment->base;
-    tail->sequence = clean ? sequence : sequence + SEQUENCE_GAP;
+    tail->sequence = clean ? sequence : sequence + DS_SEQUENCE_GAP;
     tail->crc = end.crc;
     tail->sealed = end.torn;
     out->end = end;

@@ -344,7 +344,13 @@ ds_status ds__recover(ds_store *store) {
         ds__os_flock(&store->directory, "", store->directory.fd, DS_OS_EXCLUSIVE, store->options.lock_timeout_ms);
     if (status != DS_OK)
         return status;
-    status = open_or_create(store);
+    bool there = true, ours;
+    status = ds__os_directory_check(&store->directory, &there, &ours);
+    if (status == DS_OK && !there)
+        status = ds__fail(DS_IN_USE, 0, "%s: the directory was replaced meanwhile, by a repair it seems; open it again",
+                          store->directory.path);
+    if (status == DS_OK)
+        status = open_or_create(store);
     /* Closing would do; a descriptor inherited by a child would keep it. */
     ds__os_unlock(store->directory.fd);
     return status;

@@ -152,6 +152,8 @@ ds_status ds__log_walk(ds_store *store, uint64_t end, ds__frame_visitor *visit, 
 ds_status ds__blob_write(ds_store *store, const void *value, uint64_t size, struct ds_blob_reference *out);
 /* Maps it; the caller owns one pin. `check` compares the hash too. */
 ds_status ds__blob_map(ds_store *store, const struct ds_blob_reference *reference, bool check, struct ds_mapping **out);
+/* Takes over another directory's blob, under the same name, if it is intact; DS_CORRUPT if it is not. */
+ds_status ds__blob_link(ds_store *store, const struct ds_directory *from, const struct ds_blob_reference *reference);
 ds_status ds__blob_sync(ds_store *store, const struct ds_blob_reference *reference);
 void ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference);
 

@@ -35,6 +35,7 @@ TESTS = [
     ["test_store"],
     ["test_open"],
     ["test_damage"],
+    ["test_repair"],
     ["test_processes"],
     ["test_races"],
     ["every_store", "1", "1"],
@@ -427,7 +428,7 @@ MUTANTS = [
         "rebuild.c",
         "a sequence is given out twice after a power loss",
         (
-            "tail->sequence = clean ? sequence : sequence + SEQUENCE_GAP;",
+            "tail->sequence = clean ? sequence : sequence + DS_SEQUENCE_GAP;",
             "tail->sequence = clean ? sequence : sequence;",
         ),
     ),
@@ -587,6 +588,58 @@ MUTANTS = [
         (
             "    for (size_t i = count; i-- > 0;) {\n        if (changes[i].kind == DS_EXPECT)",
             "    for (size_t i = 0; i < count; i++) {\n        if (changes[i].kind == DS_EXPECT)",
+        ),
+    ),
+    # ---- repair --------------------------------------------------------------------------------
+    mutant(
+        "salvage-believes-half-a-commit",
+        "salvage.c",
+        "a frame behind a damaged one may end in the middle of its commit",
+        (
+            "    return !record_at(bytes + at, room - at, seed, offset + at);",
+            "    return true;",
+        ),
+    ),
+    mutant(
+        "salvage-without-hashes",
+        "salvage.c",
+        "records behind a damaged place are believed unseen",
+        (
+            "return length <= room && ds__record_valid(seed, offset, record, length);",
+            "return length <= room && ds__record_header_valid(seed, offset, record);",
+        ),
+    ),
+    mutant(
+        "salvage-needs-headers",
+        "salvage.c",
+        "a damaged segment header loses the whole segment",
+        ("&& find_seed(bytes, piece, &seed))", "&& find_seed(bytes, piece, &seed) && false)"),
+    ),
+    mutant(
+        "salvage-beyond-the-end",
+        "salvage.c",
+        "frames that a recovery dropped come back",
+        ("        scan->limit = before_end - base;\n", ""),
+    ),
+    mutant(
+        "repair-reuses-sequences",
+        "repair.c",
+        "a sequence that was seen before the damage is given out again",
+        ("repair->salvage.highest + DS_SEQUENCE_GAP;", "repair->salvage.highest;"),
+    ),
+    mutant(
+        "repair-hides-the-gap",
+        "repair.c",
+        "who follows the changes is not told that some are gone",
+        ("if (status == DS_OK && (!repair->salvage.whole || repair->lost_count > 0))", "if (0)"),
+    ),
+    mutant(
+        "repair-takes-bad-blobs",
+        "blob.c",
+        "a blob is taken over unseen",
+        (
+            "        status = ds__blob_map(store, reference, true, &mapping);\n    if (status == DS_OK)\n        ds__mapping_unpin",
+            "        status = ds__blob_map(store, reference, false, &mapping);\n    if (status == DS_OK)\n        ds__mapping_unpin",
         ),
     ),
 ]

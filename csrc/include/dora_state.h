@@ -211,6 +211,24 @@ ds_status ds_stats_read(ds_store *store, ds_stats *out);
 /* Checks every frame and record of the log and every slot of the index; *frames receives the number of frames. */
 ds_status ds_verify(ds_store *store, uint64_t *frames);
 
+/* What a repair found and did. */
+typedef struct ds_repair_report {
+    uint64_t commits;        /* kept; those that compaction had dissolved before are not counted */
+    uint64_t records;        /* kept, whatever they were part of */
+    uint64_t dropped_bytes;  /* of the log: damaged, or missing */
+    uint64_t damages;        /* places in the log; a commit beside one may be intact */
+    uint64_t lost_blobs;     /* keys whose newest value was in a file that is damaged or missing: they have their
+                              * newest intact value again, or none */
+    uint64_t first_damage;   /* log offset; UINT64_MAX: there was none */
+    uint64_t sequence;       /* of the repaired store: 2^32 above all that were ever seen */
+    char damaged_path[4096]; /* where the directory is now that was repaired */
+} ds_repair_report;
+
+/* Makes a new store out of what is intact in the one at `path`, puts it in its place in one step, and keeps the old
+ * directory beside it as `<path>.damaged-<n>`. A commit is kept as a whole or not at all. DS_IN_USE while anybody has the
+ * store open. Unless its sentence begins with "repaired", a failure has changed nothing. */
+ds_status ds_repair(const char *path, ds_repair_report *out);
+
 #ifdef __cplusplus
 }
 #endif

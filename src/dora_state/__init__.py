@@ -3,10 +3,11 @@
 from .kvs import kvs_delete, kvs_keys, kvs_read, kvs_write
 from .operator import delete_state, save_state
 from .runtime.policy import RestartPolicy
-from .store import Entry, Store
+from .store import Entry, Repaired, Store, repair
 
 __all__ = [
     "Entry",
+    "Repaired",
     "RestartPolicy",
     "Store",
     "delete_state",
@@ -14,5 +15,6 @@ __all__ = [
     "kvs_keys",
     "kvs_read",
     "kvs_write",
+    "repair",
     "save_state",
 ]

@@ -143,6 +143,18 @@ cdef extern from "dora_state.h" nogil:
     ds_status ds_stats_read(ds_store *store, ds_stats *out)
     ds_status ds_verify(ds_store *store, uint64_t *frames)
 
+    ctypedef struct ds_repair_report:
+        uint64_t commits
+        uint64_t records
+        uint64_t dropped_bytes
+        uint64_t damages
+        uint64_t lost_blobs
+        uint64_t first_damage
+        uint64_t sequence
+        char damaged_path[4096]
+
+    ds_status ds_repair(const char *path, ds_repair_report *out)
+
 
 cdef class Store:
     cdef ds_store *handle

@@ -15,7 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from dora_state import errors
@@ -649,3 +649,20 @@ cdef class Batch:
             raise _error(status)
         self.changes = []
         return sequence
+
+
+def repair(path):
+    """ds_repair(): the fields of `dora_state.Repaired`, in their order."""
+    cdef ds_repair_report report
+    cdef ds_status status
+    cdef bytes name = os.fsencode(path)
+    cdef const char *c_name = name
+    if b"\0" in name:
+        raise ValueError("a path holds no NUL byte")
+    with nogil:
+        status = ds_repair(c_name, &report)
+    if status != DS_OK:
+        raise _error(status)
+    first = None if report.first_damage == UINT64_MAX else report.first_damage
+    return (report.commits, report.records, report.dropped_bytes, report.damages, report.lost_blobs, first,
+            report.sequence, os.fsdecode(<bytes>report.damaged_path))

@@ -36,6 +36,37 @@ class Entry(NamedTuple):
     sequence: int
 
 
+class Repaired(NamedTuple):
+    """What `repair` found and did."""
+
+    commits: int
+    """kept; those that compaction had dissolved before are not counted"""
+    records: int
+    """kept, whatever they were part of"""
+    dropped_bytes: int
+    """of the log: damaged, or missing"""
+    damages: int
+    """places in the log; a commit beside one may be intact"""
+    lost_blobs: int
+    """keys whose newest value was in a damaged or missing file: they have their newest intact value, or none"""
+    first_damage: int | None
+    """log offset; None: there was none"""
+    sequence: int
+    """of the repaired store: 2**32 above all that were ever seen"""
+    damaged_path: str
+    """where the directory is now that was repaired"""
+
+
+def repair(path: str | os.PathLike[str]) -> Repaired:
+    """Makes a new store of what is intact in a damaged one, and puts it in its place.
+
+    The damaged directory is kept beside it, as `<path>.damaged-<n>`. A commit is kept as a whole or not at all; a key
+    whose newest version is damaged has its newest intact one again. Nobody may have the store open (StoreInUse). Unless
+    the message begins with "repaired", an error has changed nothing. See docs/consistency.md.
+    """
+    return Repaired(*_core.repair(os.fspath(path)))
+
+
 class Store(_core.Store, MutableMapping[str, bytes]):
     """A crash-safe key-value store in a directory, open to any number of processes of this machine.
 

@@ -205,6 +205,73 @@ static void memory_is_out_once_at_each_call(const char *dir) {
     each(dir, ENOMEM, false, 3);
 }
 
+/* ---- repair: until the swap, a failure changes nothing ----------------------------------------------------------- */
+
+static void damage(const char *path) {
+    char *log = check_format("%s/0000000000000000.log", path);
+    FILE *file = fopen(log, "r+b");
+    CHECK(file && fseek(file, 3000, SEEK_SET) == 0 && fputs("?????", file) >= 0 && fclose(file) == 0);
+}
+
+static int entries(const char *dir) {
+    DIR *list = opendir(dir);
+    int count = 0;
+    CHECK(list);
+    while (readdir(list))
+        count++;
+    closedir(list);
+    return count;
+}
+
+static void make_damaged(const char *path) {
+    ds_store *store = open_store(path);
+    struct model model = {0};
+    for (unsigned i = 0; i < 20; i++)
+        put_batch(store, &model, i * 16, 16, 1);
+    CHECK_OK(ds_close(store));
+    damage(path);
+}
+
+/* With call number `at` failing. Returns how many calls there were. */
+static uint64_t repair_once(const char *dir, uint64_t at, int error, bool forever) {
+    char *path = check_format("%s/store", dir);
+    make_damaged(path);
+    int before = entries(dir);
+    (void)ds__os_fault_arm(at, error, forever);
+    ds_status status = ds_repair(path, NULL);
+    uint64_t calls = ds__os_fault_arm(0, 0, false);
+    bool swapped = status == DS_OK || strncmp(ds_error(), "repaired", 8) == 0;
+    if (status != DS_OK && status != DS_CORRUPT) /* of a disk that fails for ever nothing can be read */
+        accept(status);
+    if (!forever) /* else a draft may be left, which the next repair removes */
+        CHECK_EQ(entries(dir), before + swapped);
+    if (!swapped)
+        CHECK_OK(ds_repair(path, NULL)); /* it is all still there */
+    ds_store *store = open_store(path);
+    CHECK_OK(ds_verify(store, NULL));
+    if (!swapped) /* what a failing disk did not give back is lost to the repair that had to do without it */
+        CHECK_EQ(stats_of(store).keys[DS_USER], 19 * 16);
+    CHECK_OK(ds_close(store));
+    check_remove(path);
+    check_remove(check_format("%s.damaged-1", path));
+    check_remove(check_format("%s.damaged-2", path));
+    return calls;
+}
+
+static void repair_with(const char *dir, int error, bool forever, unsigned step) {
+    uint64_t at = 1;
+    while (repair_once(dir, at, error, forever) >= at)
+        at += step;
+    printf("%llu repairs, error %d %s\n", (unsigned long long)at / step, error, forever ? "for ever" : "once");
+}
+
+static void a_failing_repair_changes_nothing(const char *dir) {
+    repair_with(dir, EIO, false, 1);
+    repair_with(dir, EIO, true, 2);
+    repair_with(dir, ENOSPC, true, 4);
+    repair_with(dir, ENOMEM, false, 4);
+}
+
 int main(int argc, char **argv) {
     big = malloc(BIG);
     CHECK(big);
@@ -215,6 +282,7 @@ int main(int argc, char **argv) {
         TEST(the_disk_is_full_from_each_call_on),
         TEST(no_descriptor_is_left_from_each_call_on),
         TEST(memory_is_out_once_at_each_call),
+        TEST(a_failing_repair_changes_nothing),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }
