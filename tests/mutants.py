@@ -38,6 +38,7 @@ TESTS = [
     ["test_repair"],
     ["test_processes"],
     ["test_races"],
+    ["linear", "30000", "1"],
     ["every_store", "1", "1"],
     ["kill_sweep", "150", "1", "/dev/shm"],
     ["linearizability", "15", "4", "1", "/dev/shm"],
@@ -128,6 +129,15 @@ MUTANTS = [
             "    atomic_store_explicit(&control->intent.end, 0, memory_order_release);\n",
             "    atomic_store_explicit(&control->intent.end, 0, memory_order_release);\n"
             "    ds__tail_store(&control->tail, after);\n",
+        ),
+    ),
+    mutant(
+        "commit-point-a-frame-late",
+        "append.c",
+        "a write that has returned is not seen by others",
+        (
+            "    atomic_store_explicit(&control->committed, end, memory_order_release);\n    control->tail",
+            "    atomic_store_explicit(&control->committed, begin, memory_order_release);\n    control->tail",
         ),
     ),
     mutant(
