@@ -64,10 +64,16 @@ bool image_is_derived(const char *name) {
     return strncmp(name, "control", 7) == 0 || strncmp(name, "index.", 6) == 0;
 }
 
+static int dying; /* 0: this thread */
+
+void image_dies(int thread) {
+    dying = thread;
+}
+
 /* What the kernel does to a robust mutex whose owner dies. */
 static void die_with(pthread_mutex_t *lock) {
     unsigned word = (unsigned)lock->__data.__lock;
-    if ((word & FUTEX_TID_MASK) == (unsigned)gettid())
+    if ((word & FUTEX_TID_MASK) == (unsigned)(dying ? dying : gettid()))
         lock->__data.__lock = (int)((word & FUTEX_WAITERS) | FUTEX_OWNER_DIED);
 }
 

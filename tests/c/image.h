@@ -24,9 +24,10 @@ void image_unmap(image *i);
 /* Bytes of one's own. */
 void image_copy(image *to, const image *from);
 void image_free(image *i);
-/* Makes `dir` hold exactly these files; `rebooted` leaves out control page and index. A lock held by this thread is
- * written as the kernel leaves it when its owner dies. */
+/* Makes `dir` hold exactly these files; `rebooted` leaves out control page and index. A lock held by this thread, or by
+ * the one named to image_dies(), is written as the kernel leaves it when its owner dies. */
 void image_write(const image *i, const char *dir, bool rebooted);
+void image_dies(int thread);
 
 /* Control page and index: what lives in shared memory and no reboot survives. */
 bool image_is_derived(const char *name);
