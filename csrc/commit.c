@@ -199,8 +199,16 @@ static ds_status commit_locked(ds_store *store, const ds_change *changes, struct
 
 /* ---- the calls ------------------------------------------------------------------------------------------------- */
 
-static ds_status commit(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count, bool *written,
-                        bool *overdue, uint64_t *sequence) {
+/* What one call of commit() is given and tells, beside the changes. */
+struct outcome {
+    int timeout_ms; /* for the writer lock */
+    bool written;
+    bool overdue; /* so much is dead that the next commit should not come before a compaction */
+    uint64_t sequence;
+};
+
+static ds_status commit(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
+                        struct outcome *outcome) {
     uint64_t blob_from = frame_bound(changes, count, DS_BLOB_FROM) > CROWDED ? CROWDED_BLOB_FROM : DS_BLOB_FROM;
     uint64_t bound = frame_bound(changes, count, blob_from);
     if (bound > DS_SEGMENT_MAX - DS_SEGMENT_HEADER)
@@ -211,12 +219,12 @@ static ds_status commit(ds_store *store, const ds_change *changes, struct ds_pla
     if (status == DS_OK)
         status = write_blobs(store, changes, plans, count, blob_from);
     if (status == DS_OK)
-        status = ds__writer_enter(store);
+        status = ds__writer_enter_within(store, outcome->timeout_ms);
     bool due = false;
     if (status == DS_OK) {
-        status = commit_locked(store, changes, plans, count, written, sequence);
+        status = commit_locked(store, changes, plans, count, &outcome->written, &outcome->sequence);
         due = ds__compaction_due(store);
-        *overdue = ds__compaction_overdue(store);
+        outcome->overdue = ds__compaction_overdue(store);
         ds__writer_leave(store);
     }
     if (due)
@@ -235,14 +243,18 @@ static ds_status make_durable(ds_store *store) {
     return ds__fail(status, ds_error_errno(), "committed, but not known to be on disk: %s", sentence);
 }
 
-/* On a full disk compaction may make room: then once more. */
-static ds_status commit_or_make_room(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
-                                     bool *written, bool *overdue, uint64_t *sequence) {
-    ds_status status = commit(store, changes, plans, count, written, overdue, sequence);
-    if (status != DS_FULL)
-        return status;
-    (void)ds__compact(store, true, DS_COMPACT_TIGHTLY); /* as far as it gets */
-    return commit(store, changes, plans, count, written, overdue, sequence);
+/* Plans, on the stack when they are few. */
+static ds_status commit_once(ds_store *store, const ds_change *changes, size_t count, struct outcome *outcome) {
+    struct ds_plan few[FEW], *plans = few;
+    if (count > FEW) {
+        plans = malloc(count * sizeof *plans);
+        if (plans == NULL)
+            return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+    }
+    ds_status status = commit(store, changes, plans, count, outcome);
+    if (plans != few)
+        free(plans);
+    return status;
 }
 
 ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence) {
@@ -251,25 +263,20 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         status = check_changes(store, changes, count);
     if (status != DS_OK)
         return status;
-    struct ds_plan few[FEW], *plans = few;
-    if (count > FEW) {
-        plans = malloc(count * sizeof *plans);
-        if (plans == NULL)
-            return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
+    struct outcome outcome = {.timeout_ms = store->options.lock_timeout_ms};
+    status = commit_once(store, changes, count, &outcome);
+    if (status == DS_FULL) {
+        (void)ds__compact(store, true, DS_COMPACT_TIGHTLY); /* as far as it gets; that may be enough */
+        status = commit_once(store, changes, count, &outcome);
     }
-    bool written = false, overdue = false;
-    uint64_t at = 0;
-    status = commit_or_make_room(store, changes, plans, count, &written, &overdue, &at);
     if (status == DS_OK && sequence != NULL)
-        *sequence = at;
-    if (plans != few)
-        free(plans);
-    if (status == DS_OK && written && store->options.durability == DS_COMMIT)
+        *sequence = outcome.sequence;
+    if (status == DS_OK && outcome.written && store->options.durability == DS_COMMIT)
         status = make_durable(store);
-    if (status == DS_OK && written && overdue) {
+    if (status == DS_OK && outcome.written && outcome.overdue) {
         atomic_fetch_add_explicit(&store->control->waits, 1, memory_order_relaxed);
-        (void)ds__compact(store, true,
-                          false); /* the commit stands; what fails here is told by the next that needs room */
+        /* The commit stands; what fails here is told by the next that needs room. */
+        (void)ds__compact(store, true, DS_COMPACT_DUE);
     }
     return status;
 }
@@ -283,6 +290,33 @@ ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_
                         .value = value,
                         .value_size = value_size};
     return ds_commit(store, &change, 1, sequence);
+}
+
+ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
+                     size_t value_size, uint64_t *sequence) {
+    ds_change change = {.kind = DS_PUT,
+                        .keyspace = keyspace,
+                        .key = key,
+                        .key_size = key_size,
+                        .value = value,
+                        .value_size = value_size};
+    ds_status status = ds__check_writable(store);
+    if (status == DS_OK)
+        status = check_changes(store, &change, 1);
+    if (status != DS_OK)
+        return status;
+    bool overdue = atomic_load_explicit(&store->overdue, memory_order_relaxed);
+    if (overdue || value_size > DS_BLOB_FROM || store->options.durability == DS_COMMIT) {
+        atomic_store_explicit(&store->overdue, false, memory_order_relaxed);
+        return ds__fail(DS_TIMEOUT, 0, "%s: this put has to wait for the disk", store->directory.path);
+    }
+    struct outcome outcome = {.timeout_ms = 0};
+    status = commit_once(store, &change, 1, &outcome);
+    if (outcome.overdue)
+        atomic_store_explicit(&store->overdue, true, memory_order_relaxed); /* the next one compacts */
+    if (status == DS_OK && sequence != NULL)
+        *sequence = outcome.sequence;
+    return status;
 }
 
 ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence) {

@@ -33,6 +33,7 @@ struct ds_store {
     pthread_cond_t keeper_wake;
     bool keeper_running, keeper_stop;
     atomic_bool keeper_asked;
+    atomic_bool overdue;          /* a ds_try_put() left a compaction to the next put */
     atomic_bool compacting_fails; /* the last pass of this handle: writers do not wait for the next */
 };
 
@@ -79,6 +80,7 @@ void ds__leave(ds_store *store);
 
 /* Takes the writer lock, repairs what a dead writer left, checks the fence. Includes ds__enter(). */
 ds_status ds__writer_enter(ds_store *store);
+ds_status ds__writer_enter_within(ds_store *store, int timeout_ms);
 void ds__writer_leave(ds_store *store);
 
 /* Finishes or undoes the one commit whose intent is set. Under the writer lock. Idempotent: it may die at any

@@ -4,9 +4,12 @@
 #include "lock.h"
 
 ds_status ds__writer_enter(ds_store *store) {
+    return ds__writer_enter_within(store, store->options.lock_timeout_ms);
+}
+
+ds_status ds__writer_enter_within(ds_store *store, int timeout_ms) {
     bool died;
-    ds_status status =
-        ds__lock_take(&store->control->lock, store->options.lock_timeout_ms, store->directory.path, &died);
+    ds_status status = ds__lock_take(&store->control->lock, timeout_ms, store->directory.path, &died);
     if (status != DS_OK)
         return status;
     ds__enter(store);

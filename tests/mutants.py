@@ -136,8 +136,8 @@ MUTANTS = [
         "append.c",
         "a write that has returned is not seen by others",
         (
-            "    atomic_store_explicit(&control->committed, end, memory_order_release);\n    control->tail",
-            "    atomic_store_explicit(&control->committed, begin, memory_order_release);\n    control->tail",
+            "    atomic_store_explicit(&control->committed, end, memory_order_release);\n    ds__tail_store",
+            "    atomic_store_explicit(&control->committed, begin, memory_order_release);\n    ds__tail_store",
         ),
     ),
     mutant(

@@ -75,6 +75,8 @@ cdef extern from "dora_state.h" nogil:
     ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence)
     ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                      size_t value_size, uint64_t *sequence)
+    ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
+                         size_t value_size, uint64_t *sequence)
     ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence)
 
     ctypedef struct ds_value:
@@ -168,4 +170,8 @@ cdef class Store:
 
 cdef class Batch:
     cdef Store store
-    cdef list changes
+    cdef ds_change *changes
+    cdef Py_ssize_t count
+    cdef Py_ssize_t room
+    cdef list kept  # the objects that `changes` points into
+    cdef int _add(self, ds_change_kind kind, int keyspace, str key, bytes value, expected) except -1

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from os import PathLike
+from types import TracebackType
 from typing import TypeVar, overload
 
 from typing_extensions import Buffer  # known to type checkers; nothing imports it at run time
@@ -66,6 +67,13 @@ class Store:
 class Batch:
     """Changes that become one commit."""
 
+    def __enter__(self) -> Batch: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
     def put(
         self, key: str, value: Buffer, keyspace: int = ..., expected: int | None = ...
     ) -> None: ...

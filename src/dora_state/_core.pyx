@@ -13,10 +13,10 @@ import time
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from dora_state import errors
 
@@ -27,7 +27,6 @@ cdef enum:
     _SLICE_MS = 100
     LARGE = 64 * 1024  # bytes; from here on a copy takes longer than giving up the GIL
 
-cdef str _process = "process"
 cdef dict _durabilities = {"process": DS_PROCESS, "group": DS_GROUP, "commit": DS_COMMIT}
 
 # Status -> exception class. MISSING is a KeyError of the key, told where the key is known.
@@ -180,7 +179,7 @@ cdef class Store:
         if status != DS_OK:
             raise _error(status)
         self.path = os.fsdecode(name)
-        self.durability = _process if durability == _process else durability
+        self.durability = durability
         self.read_only = read_only
         self.incarnation = incarnation
 
@@ -216,16 +215,20 @@ cdef class Store:
         cdef uint64_t sequence = 0
         cdef ds_status status
         cdef Py_buffer view
-        if PyBytes_CheckExact(value) and PyBytes_GET_SIZE(value) < LARGE and self.durability is _process:
-            status = ds_put(self.handle, DS_USER, c_key, key_size, PyBytes_AS_STRING(value),
-                            PyBytes_GET_SIZE(value), &sequence)
-        else:
-            _open_buffer(value, &view)
-            self.calls += 1
-            with nogil:
-                status = ds_put(self.handle, DS_USER, c_key, key_size, view.buf, view.len, &sequence)
-            self.calls -= 1
-            PyBuffer_Release(&view)
+        if PyBytes_CheckExact(value) and PyBytes_GET_SIZE(value) < LARGE:
+            status = ds_try_put(self.handle, DS_USER, c_key, key_size, PyBytes_AS_STRING(value),
+                                PyBytes_GET_SIZE(value), &sequence)
+            if status == DS_OK:
+                return sequence
+            if status != DS_TIMEOUT and status != DS_FULL:
+                raise _error(status)
+        # Whatever may take long: a large value, another writer, the disk.
+        _open_buffer(value, &view)
+        self.calls += 1
+        with nogil:
+            status = ds_put(self.handle, DS_USER, c_key, key_size, view.buf, view.len, &sequence)
+        self.calls -= 1
+        PyBuffer_Release(&view)
         if status != DS_OK:
             raise _error(status)
         return sequence
@@ -420,7 +423,6 @@ cdef class Store:
         """An empty Batch for this store."""
         cdef Batch batch = Batch.__new__(Batch)
         batch.store = self
-        batch.changes = []
         return batch
 
     def settle(self):
@@ -585,8 +587,55 @@ cdef class _Changes:
 cdef class Batch:
     """Changes that become one commit: all or nothing, for readers and after a crash.
 
-    Values are copied when they are given. A key named twice takes its last change.
+    Values are copied when they are given. A key named twice takes its last change. As a context manager it commits at
+    the end of the block; an exception discards the changes.
     """
+
+    def __cinit__(self):
+        self.changes = NULL
+        self.count = 0
+        self.room = 0
+        self.kept = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.changes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            self.commit()
+        else:
+            self.clear()
+
+    cdef int _add(self, ds_change_kind kind, int keyspace, str key, bytes value, expected) except -1:
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef ds_change *changes
+        cdef ds_change *change
+        cdef uint64_t sequence = 0 if expected is None else expected
+        if not 0 <= keyspace < DS_KEYSPACES:
+            raise ValueError(f"a keyspace is USER or RUNTIME, not {keyspace}")
+        if self.count == self.room:
+            changes = <ds_change *>PyMem_Realloc(self.changes, 2 * (self.room + 8) * sizeof(ds_change))
+            if changes is NULL:
+                raise MemoryError()
+            self.changes = changes
+            self.room = 2 * (self.room + 8)
+        self.kept.append(key)  # its UTF-8 lives as long as it does
+        self.kept.append(value)
+        change = &self.changes[self.count]
+        change.kind = kind
+        change.keyspace = <uint8_t>keyspace
+        change.expect = expected is not None
+        change.expected = sequence
+        change.key = c_key
+        change.key_size = key_size
+        change.value = PyBytes_AS_STRING(value)
+        change.value_size = PyBytes_GET_SIZE(value)
+        self.count += 1
+        return 0
 
     def put(self, str key not None, value, int keyspace=DS_USER, expected=None):
         """Keep `value` under `key`; with `expected`, only if the key is at that sequence (0: missing)."""
@@ -597,58 +646,51 @@ cdef class Batch:
                 value = PyBytes_FromStringAndSize(<char *>view.buf, view.len)
             finally:
                 PyBuffer_Release(&view)
-        self.changes.append((DS_PUT, keyspace, key.encode(), value, expected))
+        self._add(DS_PUT, keyspace, key, value, expected)
 
     def delete(self, str key not None, int keyspace=DS_USER, expected=None):
         """Forget `key`; a missing one is fine."""
-        self.changes.append((DS_DELETE, keyspace, key.encode(), b"", expected))
+        self._add(DS_DELETE, keyspace, key, b"", expected)
 
     def expect(self, str key not None, unsigned long long sequence, int keyspace=DS_USER):
         """Write nothing, but raise Conflict at commit() unless `key` is at `sequence` (0: missing)."""
-        self.changes.append((DS_EXPECT, keyspace, key.encode(), b"", sequence))
+        self._add(DS_EXPECT, keyspace, key, b"", sequence)
 
     def clear(self):
         """Forget all changes."""
-        self.changes.clear()
+        self.count = 0
+        self.kept = []
 
     def __len__(self):
-        return len(self.changes)
+        return self.count
 
     def commit(self):
         """Commit the changes and empty the batch; returns the sequence. On an error the batch is as it was."""
-        cdef Py_ssize_t count = len(self.changes)
-        cdef Py_ssize_t i
         cdef uint64_t sequence = 0
         cdef ds_status status
-        cdef ds_change *change
-        cdef ds_change *changes = <ds_change *>PyMem_Malloc(max(1, count) * sizeof(ds_change))
-        if changes is NULL:
-            raise MemoryError()
-        kept = self.changes  # the bytes objects that `changes` points into
-        try:
-            memset(changes, 0, max(1, count) * sizeof(ds_change))
-            for i in range(count):
-                kind, keyspace, key, value, expected = kept[i]
-                change = &changes[i]
-                change.kind = kind
-                change.keyspace = keyspace
-                change.key = PyBytes_AS_STRING(key)
-                change.key_size = PyBytes_GET_SIZE(key)
-                change.value = PyBytes_AS_STRING(value)
-                change.value_size = PyBytes_GET_SIZE(value)
-                if expected is not None:
-                    change.expect = True
-                    change.expected = expected
-            self.store.calls += 1
-            with nogil:
-                status = ds_commit(self.store.handle, changes, count, &sequence)
-            self.store.calls -= 1
-        finally:
+        # Taken out, so that another thread that adds to the batch meanwhile does not move them.
+        cdef ds_change *changes = self.changes
+        cdef Py_ssize_t count = self.count
+        cdef Py_ssize_t room = self.room
+        kept = self.kept
+        self.changes = NULL
+        self.count = 0
+        self.room = 0
+        self.kept = []
+        self.store.calls += 1
+        with nogil:
+            status = ds_commit(self.store.handle, changes, count, &sequence)
+        self.store.calls -= 1
+        if status == DS_OK:
             PyMem_Free(changes)
-        if status != DS_OK:
-            raise _error(status)
-        self.changes = []
-        return sequence
+            return sequence
+        error = _error(status)
+        PyMem_Free(self.changes)
+        self.changes = changes
+        self.count = count
+        self.room = room
+        self.kept = kept
+        raise error
 
 
 def repair(path):

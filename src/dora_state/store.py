@@ -15,7 +15,6 @@ from collections.abc import (
     MutableMapping,
     ValuesView,
 )
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
@@ -132,12 +131,9 @@ class Store(_core.Store, MutableMapping[str, bytes]):
 
     # Writing
 
-    @contextmanager
-    def batch(self) -> Iterator[_core.Batch]:
+    def batch(self) -> _core.Batch:
         """Collects changes and makes them one commit at the end of the block; an exception discards them."""
-        batch = self._batch()
-        yield batch
-        batch.commit()
+        return self._batch()
 
     def compare_and_put(self, key: str, value: Buffer, *, expected: int) -> int:
         """Puts only if the key is at this sequence still (0: is missing); else Conflict, with the real sequence."""
