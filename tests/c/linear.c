@@ -7,7 +7,8 @@
  *
  *   writes  of all keys: one that ended before another began has the lower sequence;
  *   reads   of version v of a key: no later version's write had ended when the read began; v's write, and those before it, had
- *           begun when the read ended; and no read that ended before this one began saw a later version.
+ *           begun when the read ended; and no read that ended before this one began saw a later version;
+ *   compare-and-puts  follow the very version that they expected.
  *
  * A key that is missing is a version, too: any of those that a delete made. A read that saw bytes checks that they are the
  * ones put with that sequence. */
@@ -27,6 +28,7 @@ typedef struct operation {
     uint64_t begin, end;
     uint64_t sequence; /* written, or seen; 0: the key was missing */
     uint64_t content;  /* what was put, or seen */
+    uint64_t expected; /* of a compare-and-put, UINT64_MAX: none */
     kind kind;
     unsigned key;
 } operation;
@@ -78,6 +80,7 @@ static void change_key(ds_store *store, operation *note, kind wanted, bool expec
                         .value = bytes,
                         .value_size = sizeof bytes};
     note->content = content;
+    note->expected = expect ? expected : UINT64_MAX;
     note->kind = wanted;
     note->begin = check_now_ns();
     ds_status status = wanted == DELETE ? ds_delete(store, DS_USER, change.key, 1, &note->sequence)
@@ -188,6 +191,14 @@ static size_t version_of(operation **writes, size_t count, uint64_t sequence) {
     return low < count && writes[low]->sequence == sequence ? low + 1 : 0;
 }
 
+/* A compare-and-put follows the version that it expected. */
+static void judge_expectations(operation **writes, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        uint64_t before = i == 0 || writes[i - 1]->kind == DELETE ? 0 : writes[i - 1]->sequence;
+        CHECK(writes[i]->expected == UINT64_MAX || writes[i]->expected == before);
+    }
+}
+
 /* Version 0 is the key before its first write, version n its nth write. */
 static void judge_key(operation **writes, size_t count, operation **reads, size_t read_count) {
     mark *done = calloc(count + 1, sizeof *done), *seen = calloc(read_count + 1, sizeof *seen);
@@ -265,6 +276,7 @@ static void run(const char *dir) {
         size_t count = choose(writes, WRITE, DELETE, key), read_count = choose(reads, READ, READ, key);
         qsort(writes, count, sizeof *writes, by_sequence);
         qsort(reads, read_count, sizeof *reads, by_begin);
+        judge_expectations(writes, count);
         judge_key(writes, count, reads, read_count);
     }
     ds_store *store = open_store(dir);
