@@ -252,20 +252,25 @@ static ds_status try_get(ds_store *store, uint64_t hash, uint8_t keyspace, const
 
 static ds_status get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, giver *give, ds_value *out) {
     uint64_t hash = ds__hash(store->hash_seed, keyspace, key, key_size);
-    ds_status status;
-    bool gone;
-    /* Each further try means that somebody else made progress: the index grew, or a whole compaction passed between two
-     * loads. It takes a starved process to see two. */
-    for (int i = 0;; i++) {
-        status = try_get(store, hash, keyspace, key, key_size, give, out, &gone);
+    const struct ds_control *control = store->control;
+    /* A further try is for the case that somebody else made progress: the index grew, or a whole compaction passed between
+     * two loads. It takes a starved process to see two. Where nothing moves, what is gone is damage. */
+    for (int i = 0, idle = 0;; i++) {
+        uint64_t start = atomic_load_explicit(&control->start, memory_order_acquire);
+        uint64_t generation = atomic_load_explicit(&control->generation, memory_order_acquire);
+        bool gone;
+        ds_status status = try_get(store, hash, keyspace, key, key_size, give, out, &gone);
         if (!gone)
-            break;
+            return status == DS_MISSING ? missing(store) : status;
+        if (atomic_load_explicit(&control->start, memory_order_acquire) == start &&
+            atomic_load_explicit(&control->generation, memory_order_acquire) == generation && ++idle > TRIES)
+            return ds__fail(DS_CORRUPT, 0, "%s: the index names a segment that is not there; nothing was changed",
+                            store->directory.path);
         if (i > 1000 * TRIES)
             return ds__fail(DS_TIMEOUT, 0, "%s: the log moved on during each of %d reads", store->directory.path, i);
         if (i > TRIES)
             ds__os_sleep_ms(REST_MS);
     }
-    return status == DS_MISSING ? missing(store) : status;
 }
 
 ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out) {
