@@ -12,7 +12,11 @@
 
 #include <errno.h>
 
-enum { LOOK_AGAIN_MS = 1000, READ_ONLY_MS = 1 };
+enum {
+    LOOK_AGAIN_MS = 1000,
+    READ_ONLY_MS = 1,
+    TRIES = 1000, /* each that fails means that the log or the index moved on; or else that the store is damaged */
+};
 
 static _Atomic uint32_t *word_of(struct ds_control *control, uint64_t hash) {
     return &control->wake[hash % DS_WAKE_WORDS];
@@ -54,7 +58,7 @@ struct wish {
 static ds_status newest(ds_store *store, const struct wish *wish, uint64_t *sequence) {
     *sequence = 0;
     uint64_t hash = ds__hash(store->hash_seed, wish->keyspace, wish->key, wish->key_size);
-    for (;;) {
+    for (int i = 0; i < TRIES; i++) {
         struct ds_index *index;
         struct ds_found found;
         bool gone = false;
@@ -73,6 +77,8 @@ static ds_status newest(ds_store *store, const struct wish *wish, uint64_t *sequ
             *sequence = found.record->sequence;
         return status == DS_MISSING ? DS_OK : status;
     }
+    return ds__fail(DS_CORRUPT, 0, "%s: the index names a segment that is not there; nothing was changed",
+                    store->directory.path);
 }
 
 /* The sequence of the first commit after `after` that touches the prefix; 0: none yet. */
