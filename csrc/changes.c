@@ -42,7 +42,11 @@ static ds_status begin(ds_changes *changes) {
         uint64_t start = atomic_load_explicit(&store->control->start, memory_order_acquire);
         if (segment->base <= start)
             return compacted(changes);
-        status = ds__segments_at(&store->segments, ds__segment_header(segment)->before_base, &segment);
+        uint64_t before = ds__segment_header(segment)->before_base;
+        if (before >= segment->base) /* or we might go round in circles */
+            return ds__fail(DS_CORRUPT, 0, "%s: the segment at log offset %llu names itself or a later one before it",
+                            store->directory.path, (unsigned long long)segment->base);
+        status = ds__segments_at(&store->segments, before, &segment);
     }
     if (status == DS_MISSING)
         return compacted(changes);
@@ -124,8 +128,7 @@ static ds_status tell(ds_changes *changes, ds_change_told *out) {
     *out = (ds_change_told){.sequence = record->sequence,
                             .kind = record->op == DS_RECORD_TOMBSTONE ? DS_DELETE : DS_PUT,
                             .key = ds__record_key(record),
-                            .key_size = record->key_size,
-                            .last = changes->left == 1};
+                            .key_size = record->key_size};
     ds_status status = ds__record_verify(changes->store, &found);
     if (status == DS_OK && record->op != DS_RECORD_TOMBSTONE)
         status = ds__give(changes->store, &found, &out->value);
@@ -141,38 +144,63 @@ static bool wanted(const ds_changes *changes) {
     return record->keyspace == changes->keyspace;
 }
 
-static void skip(ds_changes *changes) {
+/* Does the present record lie within its segment? Its frame was checked, but perhaps in an earlier call, and a hostile
+ * writer may have been here since. Each size is read once. */
+static bool is_within(const ds_changes *changes, uint64_t *length) {
+    uint64_t room = changes->segment->end - changes->record;
+    if (room < sizeof(struct ds_record))
+        return false;
     const struct ds_record *record =
         (const struct ds_record *)(const void *)ds__segment_at(changes->segment, changes->record);
-    changes->record += ds__record_length(record->key_size, record->value_size);
+    uint64_t key_size = record->key_size, value_size = record->value_size;
+    if (key_size > room || value_size > room)
+        return false;
+    *length = ds__record_length(key_size, value_size);
+    return *length <= room;
+}
+
+static void skip(ds_changes *changes, uint64_t length) {
+    changes->record += length;
     changes->left--;
 }
 
-/* How many of the records still to be told are of the keyspace. */
-static uint32_t count_wanted(const ds_changes *changes) {
+/* Is there another of the keyspace behind the present record? */
+static bool is_last(const ds_changes *changes) {
     ds_changes ahead = *changes;
-    uint32_t count = 0;
-    for (; ahead.left > 0; skip(&ahead))
-        count += wanted(&ahead);
-    return count;
+    uint64_t length;
+    while (is_within(&ahead, &length)) {
+        skip(&ahead, length);
+        if (ahead.left == 0 || !is_within(&ahead, &length))
+            return true;
+        if (wanted(&ahead))
+            return false;
+    }
+    return true;
 }
 
 static ds_status next_change(ds_changes *changes, ds_change_told *out) {
     for (;;) {
-        while (changes->left > 0 && !wanted(changes))
-            skip(changes);
+        uint64_t length;
+        ds_status status = DS_OK;
         if (changes->left == 0) {
-            ds_status status = next_commit(changes);
+            status = next_commit(changes);
             if (status != DS_OK)
                 return status;
             continue;
         }
-        ds_status status = tell(changes, out);
+        if (!is_within(changes, &length))
+            return ds__fail(DS_CORRUPT, 0, "%s: the record at log offset %llu does not fit into its segment",
+                            changes->store->directory.path, (unsigned long long)changes->record);
+        bool told = wanted(changes);
+        if (told)
+            status = tell(changes, out);
         if (status != DS_OK)
             return status;
-        out->last = count_wanted(changes) == 1;
-        skip(changes);
-        return DS_OK;
+        if (told)
+            out->last = is_last(changes);
+        skip(changes, length);
+        if (told)
+            return DS_OK;
     }
 }
 

@@ -110,6 +110,9 @@ static ds_status sync_blobs(ds_store *store, uint64_t from, uint64_t to) {
             from = segment->base + DS_SEGMENT_HEADER;
         while (status == DS_OK && from < end) {
             const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, from);
+            if (!ds__frame_well_formed(frame, frame->word0, segment->end - from))
+                return ds__fail(DS_CORRUPT, 0, "%s: the frame at log offset %llu is damaged", store->directory.path,
+                                (unsigned long long)from);
             status = sync_blobs_of_frame(store, segment, from);
             from += ds__frame_length(frame->word0);
         }
