@@ -66,6 +66,7 @@ static ds_status try_open(const char *path, ds_options options) {
     return status;
 }
 
+/* I29 */
 static void a_new_store_is_private_whatever_the_umask(const char *dir) {
     umask(0);
     char *path = check_format("%s/store", dir);
@@ -234,6 +235,7 @@ static void commits_after_unclean_ends_survive_the_next(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* I22 */
 static void a_read_only_open_reads_and_changes_no_byte(const char *dir) {
     uint64_t sequence = fill(dir);
     ds_options options = options_default();

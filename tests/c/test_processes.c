@@ -31,6 +31,7 @@ static void use_the_inherited_handle(void *context) {
     CHECK_OK(ds_close(store)); /* it frees the memory and touches nothing that is shared */
 }
 
+/* I5 */
 static void a_forked_handle_refuses_and_the_parent_goes_on(const char *dir) {
     ds_store *store = open_store(dir);
     put(store, "k", "parent");
@@ -200,7 +201,7 @@ static void use_a_copy(const char *dir) {
 }
 
 /* Stops the writer again and again until it is caught inside its commit. Then: reads answer, writes say TIMEOUT, and
- * when it goes on or dies, the store does too. */
+ * when it goes on or dies, the store does too (I4). */
 static void a_stopped_writer_blocks_writers_only(const char *parent) {
     char *dir = check_format("%s/store", parent);
     _Atomic uint64_t *puts = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

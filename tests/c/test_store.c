@@ -97,7 +97,7 @@ static void keyspaces_do_not_collide(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
-/* Sizes around every border a layout may have: alignment, page, segment (64 KiB), blob (16 MiB). */
+/* Sizes around every border a layout may have: alignment, page, segment (64 KiB), blob (16 MiB) (I25). */
 static void values_of_every_size_class_come_back(const char *dir) {
     static const size_t sizes[] = {
         0,     1,      7,      8,      9,       4095,    4096,           4097,     65535,          65536,

@@ -1,5 +1,5 @@
-"""Whatever ends an operator, it comes back with its saved state, and every event counts exactly
-once.
+"""Whatever ends an operator, it comes back with its saved state (I31), and every event counts
+exactly once.
 """
 
 from __future__ import annotations

@@ -188,19 +188,22 @@ static void each_call_fails_once(const char *dir) {
     each(dir, EIO, false, 1);
 }
 
+/* I19 */
 static void each_call_fails_for_ever(const char *dir) {
     each(dir, EIO, true, 1);
 }
 
-/* The same branches again, other statuses: a third of the calls will do in each run. */
+/* The same branches again, other statuses: a third of the calls will do in each run (I20). */
 static void the_disk_is_full_from_each_call_on(const char *dir) {
     each(dir, ENOSPC, true, 3);
 }
 
+/* I21 */
 static void no_descriptor_is_left_from_each_call_on(const char *dir) {
     each(dir, EMFILE, true, 3);
 }
 
+/* I21 */
 static void memory_is_out_once_at_each_call(const char *dir) {
     each(dir, ENOMEM, false, 3);
 }
