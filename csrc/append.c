@@ -264,6 +264,17 @@ static bool makes_room(uint8_t type, const struct ds_plan *plans, size_t count) 
     return true;
 }
 
+/* Is all that a commit is written to still there? */
+static ds_status check_files(const ds_store *store, const struct ds_segment *segment) {
+    if (ds__sigbus_cut(segment->mapping.bytes, segment->mapping.size))
+        return ds__fail(
+            DS_CORRUPT, 0,
+            "%s: the segment at log offset %llu was cut or became unreadable while it was in use; close the "
+            "store in all processes, then restore it from a copy or repair it",
+            store->directory.path, (unsigned long long)segment->base);
+    return ds__intact(store, DS_OK);
+}
+
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
                      uint64_t length, bool fresh) {
     struct ds_index *index;
@@ -273,6 +284,9 @@ ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, co
     if (status == DS_OK)
         status = place_frame(store, type, length, fresh, makes_room(type, plans, count), &after, &segment);
     if (status == DS_OK)
-        write_frame(store, type, index, segment, changes, plans, count, length, &after);
-    return status;
+        status = check_files(store, segment);
+    if (status != DS_OK)
+        return status;
+    write_frame(store, type, index, segment, changes, plans, count, length, &after);
+    return check_files(store, segment);
 }

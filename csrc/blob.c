@@ -34,7 +34,12 @@ ds_status ds__blob_write(ds_store *store, const void *value, uint64_t size, stru
     }
     memcpy(bytes, value, size);
     reference.hash = ds__lane_hash((uint32_t)reference.id, bytes, size);
+    bool cut = ds__sigbus_cut(bytes, size);
     ds__os_unmap(bytes, size);
+    if (cut) {
+        (void)ds__os_unlink(&store->directory, name);
+        return ds__fail(DS_CORRUPT, 0, "%s/%s: was cut while it was written", store->directory.path, name);
+    }
     *out = reference;
     return DS_OK;
 }

@@ -210,6 +210,8 @@ ds_status ds_changes_next(ds_changes *changes, ds_change_told *out) {
         return status;
     ds__enter(changes->store);
     status = next_change(changes, out);
+    if (status != DS_OK)
+        status = ds__intact(changes->store, status);
     ds__leave(changes->store);
     return status;
 }

@@ -100,6 +100,7 @@ static ds_status try_open(ds_cursor *cursor, uint8_t keyspace, bool *gone) {
         return status;
     uint64_t limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
     status = collect_all(cursor, keyspace, index, limit, gone);
+    status = ds__intact(store, status);
     if (status == DS_OK && cursor->count > 1)
         qsort(cursor->offsets, cursor->count, sizeof *cursor->offsets, by_offset);
     if (status == DS_OK && !*gone)
@@ -177,6 +178,9 @@ ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, 
     if (status == DS_OK) {
         *key = ds__record_key(found.record);
         *key_size = found.record->key_size;
+        status = ds__record_still_there(cursor->store, &found);
+        if (status != DS_OK)
+            ds_unpin(value);
     }
     return status;
 }

@@ -61,6 +61,7 @@ ds_status ds__keeper_start(ds_store *store) {
         /* The program's signals belong to its own threads. */
         sigset_t all, before;
         sigfillset(&all);
+        sigdelset(&all, SIGBUS); /* one that is blocked kills (sigbus.h) */
         pthread_sigmask(SIG_SETMASK, &all, &before);
         error = pthread_create(&store->keeper, NULL, keep, store);
         pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -40,6 +40,8 @@ static ds_status try_get_many(ds_store *store, uint8_t keyspace, const ds_bytes 
         status = get_as_of(store, index, limit, keyspace, &keys[done], &values[done], gone);
         done++;
     }
+    (void)ds__sigbus_cut(index->bytes, index->size);
+    status = ds__intact(store, status);
     if (ds__scan_outdated(store, index, limit))
         *gone = true;
     if (*gone || status != DS_OK)

@@ -1,6 +1,7 @@
 /* os.c: system calls, one small wrapper each. See os.h. */
 #include "os.h"
 
+#include "sigbus.h"
 #include "status.h"
 
 #include <dirent.h>
@@ -376,6 +377,10 @@ ds_status ds__os_map(const struct ds_directory *directory, const char *name, int
     void *address = CALL(MAP_FAILED, mmap(NULL, size, protection, MAP_SHARED, fd, 0));
     if (address == MAP_FAILED)
         return fail_file(directory, name, "map");
+    if (!ds__sigbus_guard(address, size)) {
+        munmap(address, size);
+        return ds__fail(DS_NO_MEMORY, ENOMEM, "%s/%s: out of memory", directory->path, name);
+    }
     *out = address;
     return DS_OK;
 }
@@ -389,8 +394,10 @@ ds_status ds__os_map_anonymous(uint64_t size, void **out) {
 }
 
 void ds__os_unmap(void *address, uint64_t size) {
-    if (address != NULL)
-        munmap(address, size);
+    if (address == NULL)
+        return;
+    ds__sigbus_release(address);
+    munmap(address, size);
 }
 
 void ds__os_populate(void *address, uint64_t size) {

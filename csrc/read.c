@@ -180,11 +180,22 @@ ds_status ds__step_back(ds_store *store, uint64_t limit, struct ds_found *found,
     return status == DS_OK ? DS_MISSING : status;
 }
 
+ds_status ds__record_still_there(const ds_store *store, const struct ds_found *found) {
+    if (!ds__sigbus_broken(found->record) || !ds__sigbus_lost(found->record, sizeof *found->record))
+        return DS_OK;
+    return bad_record(store, found->offset, "lies in a file that was cut or cannot be read");
+}
+
 /* Small values are hashed on every read; of large ones only the header is, so that their size can be believed. */
 static ds_status check_record(const ds_store *store, const struct ds_found *found) {
     const struct ds_record *record = found->record;
     bool small = ds__record_length(record->key_size, record->value_size) < DS_WIDE_HASH_FROM;
-    return small || record->op == DS_RECORD_BLOB ? ds__record_verify(store, found) : check_header(store, found);
+    if (small || record->op == DS_RECORD_BLOB)
+        return ds__record_verify(store, found);
+    if (ds__sigbus_cut(found->segment->mapping.bytes, found->segment->mapping.size) &&
+        ds__sigbus_lost(record, ds__record_length(record->key_size, record->value_size)))
+        return bad_record(store, found->offset, "lies in a file that was cut or cannot be read");
+    return check_header(store, found);
 }
 
 /* The value where it lies. In the log it is not pinned and has no owner; of a blob the caller owns one pin. */
@@ -198,7 +209,7 @@ static ds_status lend(ds_store *store, const struct ds_found *found, ds_value *o
     if (record->op != DS_RECORD_BLOB) {
         out->data = ds__record_value(record, record->key_size);
         out->size = record->value_size;
-        return DS_OK;
+        return ds__record_still_there(store, found);
     }
     struct ds_blob_reference reference;
     struct ds_mapping *mapping;
@@ -242,6 +253,8 @@ static ds_status try_get(ds_store *store, uint64_t hash, uint8_t keyspace, const
         uint64_t limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
         status = ds__step_back(store, limit, &found, gone);
     }
+    if (status == DS_MISSING) /* the empty slot may be one that was cut off */
+        (void)ds__sigbus_cut(index->bytes, index->size);
     /* An index that was replaced meanwhile may have missed what came after. */
     if (atomic_load_explicit(&store->control->generation, memory_order_acquire) != index->generation)
         *gone = true;
@@ -260,8 +273,11 @@ static ds_status get(ds_store *store, uint8_t keyspace, const void *key, size_t 
         uint64_t generation = atomic_load_explicit(&control->generation, memory_order_acquire);
         bool gone;
         ds_status status = try_get(store, hash, keyspace, key, key_size, give, out, &gone);
-        if (!gone)
+        if (!gone) {
+            if (status != DS_OK)
+                status = ds__intact(store, status);
             return status == DS_MISSING ? missing(store) : status;
+        }
         if (atomic_load_explicit(&control->start, memory_order_acquire) == start &&
             atomic_load_explicit(&control->generation, memory_order_acquire) == generation && ++idle > TRIES)
             return ds__fail(DS_CORRUPT, 0, "%s: the index names a segment that is not there; nothing was changed",
@@ -271,6 +287,14 @@ static ds_status get(ds_store *store, uint8_t keyspace, const void *key, size_t 
         if (i > TRIES)
             ds__os_sleep_ms(REST_MS);
     }
+}
+
+ds_status ds_value_check(const ds_value *value) {
+    if (!ds__sigbus_broken(value->data) || !ds__sigbus_lost(value->data, value->size))
+        return DS_OK;
+    return ds__fail(DS_CORRUPT, 0,
+                    "the file of a value was cut or became unreadable while it was read; restore it "
+                    "from a copy, or repair the store");
 }
 
 ds_status ds_get(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out) {

@@ -106,6 +106,13 @@ static uint64_t count_dead(const struct ds_segment *segment, uint64_t from) {
 /* The rule at the head of this file. */
 static ds_status judge_end(ds_store *store, const struct ds_inventory *files, const struct ds_floor *floor,
                            struct ds_log_end *end) {
+    /* A disk that does not give back what is there is no end of the log. */
+    if (end->segment != NULL && ds__sigbus_broken(end->segment->mapping.bytes))
+        return ds__fail(
+            DS_IO, EIO,
+            "%s: the log cannot be read at offset %llu; nothing was changed: check the disk, then repair the "
+            "store",
+            store->directory.path, (unsigned long long)end->offset);
     if (end->offset < floor->offset || end->segment == NULL)
         return ds__fail(DS_CORRUPT, 0,
                         "%s: the log is damaged at offset %llu, below offset %llu up to which it was safely on disk; "

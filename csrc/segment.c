@@ -1,6 +1,7 @@
 /* segment.c: naming, creating, mapping and finding segments. See segment.h. */
 #include "segment.h"
 
+#include "sigbus.h"
 #include "status.h"
 
 #include <errno.h>
@@ -319,6 +320,10 @@ ds_status ds__segment_open(const struct ds_segments *segments, uint64_t base, st
     ds__os_close(fd);
     if (status == DS_OK)
         status = ds__segment_check(segments->directory, name, ds__segment_header(segment), base, size, segments->uuid);
+    if (status == DS_CORRUPT && segment != NULL && ds__sigbus_broken(segment->mapping.bytes))
+        status =
+            ds__fail(DS_IO, EIO, "%s/%s: cannot be read; nothing was changed: check the disk, then repair the store",
+                     segments->directory->path, name);
     if (status == DS_OK && segments->writable &&
         (ds__segment_header(segment)->ro_compat & ~(uint32_t)DS_KNOWN_RO_COMPAT) != 0)
         status = ds__fail(DS_FORMAT, 0, "%s/%s: has features (0x%x) that this build can only read; open it read-only",

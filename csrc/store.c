@@ -6,7 +6,7 @@
 
 /* ---- may this handle be used? ---------------------------------------------------------------------------------- */
 
-ds_status ds__check(const ds_store *store) {
+static ds_status check_process(const ds_store *store) {
     if (store == NULL)
         return ds__fail(DS_CLOSED, 0, "the store is closed");
     if (store->stamp != ds__os_process_stamp())
@@ -14,6 +14,25 @@ ds_status ds__check(const ds_store *store) {
                         "%s: the handle was inherited through fork(); open the store again in this process",
                         store->directory.path);
     return DS_OK;
+}
+
+ds_status ds__intact(const ds_store *store, ds_status status) {
+    ds__sigbus_after_reading();
+    if (atomic_load_explicit(&ds__sigbus_faults, memory_order_relaxed) == 0)
+        return status;
+    const struct ds_index *index = atomic_load_explicit(&store->index, memory_order_acquire);
+    bool cut = index != NULL && ds__sigbus_broken(index->bytes);
+    if (!cut && !(store->control != NULL && ds__sigbus_broken(store->control)))
+        return status;
+    return ds__fail(DS_CORRUPT, 0,
+                    "%s: the %s was cut or became unreadable while it was in use; close the store in all processes and "
+                    "open it again, which rebuilds it",
+                    store->directory.path, cut ? "index" : "control page");
+}
+
+ds_status ds__check(const ds_store *store) {
+    ds_status status = check_process(store);
+    return status == DS_OK ? ds__intact(store, status) : status;
 }
 
 ds_status ds__check_writable(const ds_store *store) {
@@ -118,9 +137,10 @@ ds_status ds_close(ds_store *store) {
     if (store == NULL)
         return DS_OK;
     ds_status status = DS_OK;
-    if (ds__check(store) == DS_OK) {
+    if (check_process(store) == DS_OK) {
         ds__keeper_stop(store);
-        if (!store->options.read_only)
+        status = ds__intact(store, DS_OK); /* else there is nothing to go by */
+        if (status == DS_OK && !store->options.read_only)
             status = close_cleanly(store);
     }
     free_handle(store);

@@ -8,6 +8,7 @@
 #include "index.h"
 #include "os.h"
 #include "segment.h"
+#include "sigbus.h"
 #include "status.h"
 
 #include <pthread.h>
@@ -40,6 +41,9 @@ struct ds_store {
 /* store.c: is the handle usable here, and for writing? */
 ds_status ds__check(const ds_store *store);
 ds_status ds__check_writable(const ds_store *store);
+/* `status`, or DS_CORRUPT if the control page or the index was cut under this handle (sigbus.h): then a key that was not
+ * found may be there. Where the answer came from a record that was checked, nobody needs to ask. */
+ds_status ds__intact(const ds_store *store, ds_status status);
 
 /* read.c --------------------------------------------------------------------------------------------------------- */
 
@@ -58,6 +62,8 @@ ds_status ds__segment_of(ds_store *store, uint64_t offset, struct ds_segment **o
 /* The record that a slot or a `previous` names, within bounds of its segment; its checksum is not looked at. */
 ds_status ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out);
 bool ds__record_is(const struct ds_record *record, uint8_t keyspace, const void *key, size_t key_size);
+/* What was read of the record since it was checked is what was checked: no other thread has found its page cut meanwhile. */
+ds_status ds__record_still_there(const ds_store *store, const struct ds_found *found);
 /* Its hash is right. */
 ds_status ds__record_verify(const ds_store *store, const struct ds_found *found);
 /* The record that the index names for the key, committed or not: newest first. DS_MISSING leaves in out->slot the empty

@@ -136,6 +136,9 @@ static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
         uint64_t start = at <= segment->base + DS_SEGMENT_HEADER ? segment->base : at;
         fresh = fresh || start == segment->base;
         ds__segment_name(segment->base, name);
+        if (ds__sigbus_cut(segment->mapping.bytes, segment->mapping.size))
+            return ds__fail(DS_CORRUPT, 0, "%s/%s: was cut or became unreadable while it was in use; its end is lost",
+                            store->directory.path, name);
         status = ds__os_range_sync(&store->directory, name, ds__segment_at(segment, start), stop - start);
         if (status != DS_OK)
             return status;
@@ -208,6 +211,8 @@ ds_status ds__sync(ds_store *store, uint64_t start, bool clean) {
     ds__leave(store);
     /* On disk itself only when it says that the store ends here: one that is too low merely makes a damaged log look
      * torn. */
+    if (status == DS_OK)
+        status = ds__intact(store, status); /* else `to` may be anything */
     if (status == DS_OK && (clean || before < to))
         status = raise_floor(store, to, sequence, clean ? DS_FLOOR_CLEAN : 0, clean);
     ds__lock_release(&control->sync_lock);

@@ -112,6 +112,8 @@ static ds_status look(ds_store *store, const struct wish *wish, uint64_t *sequen
         return newest_of_prefix(store, wish, sequence);
     ds__enter(store);
     ds_status status = newest(store, wish, sequence);
+    if (*sequence == 0)
+        status = ds__intact(store, status);
     ds__leave(store);
     return status;
 }

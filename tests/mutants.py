@@ -35,6 +35,7 @@ TESTS = [
     ["test_store"],
     ["test_open"],
     ["test_damage"],
+    ["test_sigbus"],
     ["test_repair"],
     ["test_processes"],
     ["test_races"],
@@ -182,6 +183,34 @@ MUTANTS = [
             "    record->hash = ds__record_hash(record_seed, record, plan->length);",
             "    record->hash = ds__record_hash(record_seed, record, sizeof *record);",
         ),
+    ),
+    # ---- files that are cut under a handle -----------------------------------------------------
+    mutant(
+        "cut-index-believed",
+        "read.c",
+        "a slot in the cut part of the index is taken for a missing key",
+        ("        (void)ds__sigbus_cut(index->bytes, index->size);", "        (void)index;"),
+    ),
+    mutant(
+        "cut-value-believed",
+        "read.c",
+        "a large value of a cut file is returned as zeros",
+        (
+            "if (ds__sigbus_cut(found->segment->mapping.bytes, found->segment->mapping.size) &&",
+            "if (0 &&",
+        ),
+    ),
+    mutant(
+        "cut-segment-written",
+        "append.c",
+        "a commit into a cut segment returns as if it were safe",
+        ("if (ds__sigbus_cut(segment->mapping.bytes, segment->mapping.size))", "if (0)"),
+    ),
+    mutant(
+        "faults-of-others-swallowed",
+        "sigbus.c",
+        "a fault outside of the store is not passed on",
+        ("        pass_on(number, info, context);", "        _exit(0);"),
     ),
     # ---- repair --------------------------------------------------------------------------------
     mutant(

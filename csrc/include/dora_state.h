@@ -143,6 +143,9 @@ void ds_pin(const ds_value *value); /* once more */
 ds_status ds_borrow(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out);
 void ds_return(ds_store *store, const ds_value *value);
 void ds_unpin(const ds_value *value);
+/* After a value was copied, before its pin is given up: DS_CORRUPT if its file was cut or became unreadable under the
+ * copying, which then got zeros in places. Costs a load. */
+ds_status ds_value_check(const ds_value *value);
 
 typedef struct ds_bytes {
     const void *data;

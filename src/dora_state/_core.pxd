@@ -90,6 +90,7 @@ cdef extern from "dora_state.h" nogil:
     ds_status ds_borrow(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, ds_value *out)
     void ds_return(ds_store *store, const ds_value *value)
     void ds_unpin(const ds_value *value)
+    ds_status ds_value_check(const ds_value *value)
 
     ctypedef struct ds_bytes:
         const void *data

@@ -104,6 +104,7 @@ cdef object _take(Store store, ds_value *value):
     cdef ds_store *handle = store.handle
     cdef object out
     cdef char *to
+    cdef ds_status status
     try:
         out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>value.size)
         to = PyBytes_AS_STRING(out)
@@ -114,6 +115,9 @@ cdef object _take(Store store, ds_value *value):
             with nogil:
                 memcpy(to, value.data, value.size)
             store.calls -= 1
+        status = ds_value_check(value)
+        if status != DS_OK:
+            raise _error(status)
     finally:
         ds_return(handle, value)
     return out
@@ -123,6 +127,7 @@ cdef object _copy(ds_value *value):
     """The value as bytes; gives up the pin."""
     cdef object out
     cdef char *to
+    cdef ds_status status
     try:
         out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>value.size)
         to = PyBytes_AS_STRING(out)
@@ -131,6 +136,9 @@ cdef object _copy(ds_value *value):
         else:
             with nogil:
                 memcpy(to, value.data, value.size)
+        status = ds_value_check(value)
+        if status != DS_OK:
+            raise _error(status)
     finally:
         ds_unpin(value)
     return out
@@ -248,7 +256,8 @@ cdef class Store:
     def view(self, str key not None):
         """The value of `key` where it lies in the log: a read-only memoryview of bytes, not copied.
 
-        It stays valid and unchanged while it lives, through overwrites, deletes and close().
+        It stays valid and unchanged while it lives, through overwrites, deletes and close(). Should the file be cut
+        under it, the lost part reads as zeros.
         Raises KeyError if the key is missing. Values from 4 KiB up are not checked against their hash here.
         """
         cdef Py_ssize_t key_size
