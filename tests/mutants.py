@@ -39,7 +39,6 @@ TESTS = [
     ["test_repair"],
     ["test_processes"],
     ["test_races"],
-    ["linear", "30000", "1"],
     ["every_store", "1", "1"],
     ["kill_sweep", "150", "1", "/dev/shm"],
     ["linearizability", "15", "4", "1", "/dev/shm"],
