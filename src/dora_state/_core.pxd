@@ -175,4 +175,4 @@ cdef class Batch:
     cdef Py_ssize_t count
     cdef Py_ssize_t room
     cdef list kept  # the objects that `changes` points into
-    cdef int _add(self, ds_change_kind kind, int keyspace, str key, bytes value, expected) except -1
+    cdef int _add(self, ds_change_kind kind, int keyspace, object key, bytes value, object expected) except -1

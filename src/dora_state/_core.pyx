@@ -62,10 +62,19 @@ cdef object _error(ds_status status):
     return _classes[status](message)
 
 
+cdef object _not_a_key(object key):
+    if isinstance(key, str):
+        return ValueError(f"a key is text that can be written as UTF-8; {key!r:.80} holds a lone surrogate")
+    return TypeError(f"a key is a str, not {type(key).__name__}; use str(key), or key.decode() for bytes")
+
+
 cdef inline const char *_key(object key, Py_ssize_t *size) except NULL:
     if not isinstance(key, str):
-        raise TypeError(f"a key is a str, not {type(key).__name__}")
-    return PyUnicode_AsUTF8AndSize(key, size)
+        raise _not_a_key(key)
+    try:
+        return PyUnicode_AsUTF8AndSize(key, size)
+    except UnicodeEncodeError:
+        raise _not_a_key(key) from None
 
 
 cdef object _not_a_buffer(object value):
@@ -216,10 +225,10 @@ cdef class Store:
         if status != DS_OK:
             raise _error(status)
 
-    def put(self, str key not None, value):
+    def put(self, key, value):
         """Keep `value` (a contiguous buffer; copied) under `key`. Returns the commit's sequence."""
         cdef Py_ssize_t key_size
-        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef const char *c_key = _key(key, &key_size)
         cdef uint64_t sequence = 0
         cdef ds_status status
         cdef Py_buffer view
@@ -241,10 +250,10 @@ cdef class Store:
             raise _error(status)
         return sequence
 
-    def get(self, str key not None, default=None):
+    def get(self, key, default=None):
         """The value of `key` as bytes, or `default` if it is missing."""
         cdef Py_ssize_t key_size
-        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef const char *c_key = _key(key, &key_size)
         cdef ds_value value
         cdef ds_status status = ds_borrow(self.handle, DS_USER, c_key, key_size, &value)
         if status == DS_OK:
@@ -253,7 +262,7 @@ cdef class Store:
             return default
         raise _error(status)
 
-    def view(self, str key not None):
+    def view(self, key):
         """The value of `key` where it lies in the log: a read-only memoryview of bytes, not copied.
 
         It stays valid and unchanged while it lives, through overwrites, deletes and close(). Should the file be cut
@@ -261,7 +270,7 @@ cdef class Store:
         Raises KeyError if the key is missing. Values from 4 KiB up are not checked against their hash here.
         """
         cdef Py_ssize_t key_size
-        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef const char *c_key = _key(key, &key_size)
         cdef _Pinned pinned = _Pinned.__new__(_Pinned)
         cdef ds_status status = ds_get(self.handle, DS_USER, c_key, key_size, &pinned.value)
         if status == DS_OK:
@@ -305,14 +314,14 @@ cdef class Store:
             PyMem_Free(values)
         return found
 
-    def wait(self, str key not None, *, unsigned long long after, timeout=None, bint prefix=False):
+    def wait(self, key, *, unsigned long long after, timeout=None, bint prefix=False):
         """Sleep until `key` has a commit after the sequence `after`; a delete counts.
 
         timeout: seconds; None: for ever. prefix: any key that begins with `key` will do.
         Returns the sequence, or None when the time is up.
         """
         cdef Py_ssize_t key_size
-        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef const char *c_key = _key(key, &key_size)
         cdef uint64_t sequence = 0
         cdef ds_status status = DS_OK
         cdef int64_t left_ms
@@ -355,10 +364,10 @@ cdef class Store:
         if status != DS_OK:
             raise _error(status)
 
-    def delete(self, str key not None):
+    def delete(self, key):
         """Forget `key`. Returns the commit's sequence; raises KeyError if it is missing."""
         cdef Py_ssize_t key_size
-        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef const char *c_key = _key(key, &key_size)
         cdef uint64_t sequence = 0
         cdef ds_status status
         self.calls += 1
@@ -383,13 +392,9 @@ cdef class Store:
         raise _error(status)
 
     def __setitem__(self, key, value):
-        if not isinstance(key, str):
-            raise TypeError(f"a key is a str, not {type(key).__name__}")
         self.put(key, value)
 
     def __delitem__(self, key):
-        if not isinstance(key, str):
-            raise TypeError(f"a key is a str, not {type(key).__name__}")
         self.delete(key)
 
     def __contains__(self, key):
@@ -399,7 +404,7 @@ cdef class Store:
         cdef ds_status status
         if not isinstance(key, str):
             return False
-        c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        c_key = _key(key, &key_size)
         status = ds_get(self.handle, DS_USER, c_key, key_size, &value)
         if status == DS_OK:
             ds_unpin(&value)
@@ -411,10 +416,10 @@ cdef class Store:
     def __len__(self):
         return self.stats()["keys"]
 
-    def _get(self, int keyspace, str key not None):
+    def _get(self, int keyspace, key):
         """(value, sequence) of a key of any keyspace, or None if it is missing."""
         cdef Py_ssize_t key_size
-        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef const char *c_key = _key(key, &key_size)
         cdef ds_value value
         cdef ds_status status = ds_get(self.handle, <uint8_t>keyspace, c_key, key_size, &value)
         if status == DS_OK:
@@ -618,9 +623,9 @@ cdef class Batch:
         else:
             self.clear()
 
-    cdef int _add(self, ds_change_kind kind, int keyspace, str key, bytes value, expected) except -1:
+    cdef int _add(self, ds_change_kind kind, int keyspace, key, bytes value, expected) except -1:
         cdef Py_ssize_t key_size
-        cdef const char *c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+        cdef const char *c_key = _key(key, &key_size)
         cdef ds_change *changes
         cdef ds_change *change
         cdef uint64_t sequence = 0 if expected is None else expected
@@ -646,7 +651,7 @@ cdef class Batch:
         self.count += 1
         return 0
 
-    def put(self, str key not None, value, int keyspace=DS_USER, expected=None):
+    def put(self, key, value, int keyspace=DS_USER, expected=None):
         """Keep `value` under `key`; with `expected`, only if the key is at that sequence (0: missing)."""
         cdef Py_buffer view
         if not PyBytes_CheckExact(value):
@@ -657,11 +662,11 @@ cdef class Batch:
                 PyBuffer_Release(&view)
         self._add(DS_PUT, keyspace, key, value, expected)
 
-    def delete(self, str key not None, int keyspace=DS_USER, expected=None):
+    def delete(self, key, int keyspace=DS_USER, expected=None):
         """Forget `key`; a missing one is fine."""
         self._add(DS_DELETE, keyspace, key, b"", expected)
 
-    def expect(self, str key not None, unsigned long long sequence, int keyspace=DS_USER):
+    def expect(self, key, unsigned long long sequence, int keyspace=DS_USER):
         """Write nothing, but raise Conflict at commit() unless `key` is at `sequence` (0: missing)."""
         self._add(DS_EXPECT, keyspace, key, b"", sequence)
 

@@ -25,6 +25,28 @@ def test_get_many_is_a_dict_of_what_is_there(store):
         store.get_many(["a", 1])
 
 
+@pytest.mark.parametrize("call", ["put", "get", "delete", "view", "wait", "[]", "batch"])
+def test_a_key_that_is_no_key_is_told_so(store, call):
+    def use(key):
+        calls = {
+            "put": lambda: store.put(key, b""),
+            "get": lambda: store.get(key),
+            "delete": lambda: store.delete(key),
+            "view": lambda: store.view(key),
+            "wait": lambda: store.wait(key, after=0, timeout=0),
+            "[]": lambda: store[key],
+            "batch": lambda: store.batch().put(key, b""),
+        }
+        calls[call]()
+
+    for key in (1, b"bytes", None):
+        with pytest.raises(TypeError, match="a key is a str, not"):
+            use(key)
+    with pytest.raises(ValueError, match="surrogate"):
+        use("\udcff")
+    assert len(store) == 0
+
+
 def test_changes_tells_commits_in_order(store):
     first = store.put("a", b"1")
     with store.batch() as batch:

@@ -109,6 +109,65 @@ def test_the_test_sees_an_import_that_points_upwards(tmp_path, monkeypatch):
             test_imports_point_downwards(module)
 
 
+# The engine's headers, lowest first: a header includes only headers above it in this list, and a source file the header
+# of its own name or the highest that it needs. csrc/README.md draws the same.
+HEADERS = [
+    "dora_state",
+    "os",
+    "status",
+    "crc32c",
+    "hash",
+    "lock",
+    "sigbus",
+    "format",
+    "control",
+    "index",
+    "segment",
+]
+HEADERS += ["store", "log", "rebuild", "salvage"]
+# Tools that know nothing of a store: what they may include of ours.
+TOOLS = {
+    "status": {"status"},
+    "crc32c": {"crc32c"},
+    "hash": {"hash"},
+    "os": {"os", "sigbus", "status"},
+    "sigbus": {"sigbus"},
+    "lock": {"lock", "os", "status"},
+    "format": {"format", "crc32c"},
+    "control": {"control"},
+    "index": {"index", "status"},
+    "segment": {"segment", "sigbus", "status"},
+}
+
+
+def includes(path: Path) -> set[str]:
+    return {Path(name).stem for name in re.findall(r'#\s*include\s*"([^"]+)"', path.read_text())}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((SOURCES / "csrc").rglob("*.[ch]")), ids=lambda path: path.name
+)
+def test_the_engine_includes_downwards(path):
+    if path.suffix == ".h":
+        assert path.stem in HEADERS, (
+            f"{path.name} has no layer yet: give it one here and in csrc/README.md"
+        )
+        allowed = set(HEADERS[: HEADERS.index(path.stem)])
+    else:
+        allowed = TOOLS.get(path.stem, set(HEADERS))
+    assert includes(path) <= allowed, (
+        f"{path.name} includes {sorted(includes(path) - allowed)}: upwards"
+    )
+
+
+def test_the_test_sees_an_include_that_points_upwards(tmp_path):
+    for name in ("hash.c", "index.h"):
+        path = tmp_path / name
+        path.write_text('#include "store.h"\n')
+        with pytest.raises(AssertionError, match="upwards"):
+            test_the_engine_includes_downwards(path)
+
+
 def test_the_engine_does_not_know_python():
     for path in (SOURCES / "csrc").rglob("*.[ch]"):
         assert not re.search(r"#\s*include\s*[<\"]Python\.h", path.read_text()), path
