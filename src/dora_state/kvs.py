@@ -95,9 +95,11 @@ def _find() -> tuple[Path, Membership | None]:
                 "kvs_* needs to know where the shared store is, and this process was not started by dora;"
                 " set DORA_STATE_DIR to a state directory"
             )
-        return location.prepare(location.resolve(None, _started_in)) / "shared", None
-    root = location.prepare(_state_dir(config))
-    location.note_run(config.dataflow_id, root)
+        root = location.resolve(None, _started_in)
+        location.prepare(root)
+        return root / "shared", None
+    root = _state_dir(config)
+    location.enter(root, config.dataflow_id)
     return root / "shared", location.join_shared(root, config.dataflow_id)
 
 

@@ -13,6 +13,8 @@ restarts our host. Between runs, after a clean stop, a run starts empty; after a
 tell, it adopts the state. `keep` always adopts, `fresh` never. Starting empty first renames the directory aside:
 what was half deleted is never adopted.
 
+What cannot be used is refused before anything is written, and deleted is only what is ours.
+
 A node id never becomes a path component as it is: see `escape`.
 """
 
@@ -23,6 +25,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -31,7 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from . import membership, run_record
-from .errors import OperatorError
+from ._core import Store
+from .errors import FormatError, NotAStoreError, OperatorError
 from .lockfile import LockFile
 from .membership import Membership
 
@@ -44,6 +48,11 @@ _NAME_LIMIT = (
     120  # of an escaped node id: leaves room for our suffixes below the 255 bytes of a file name
 )
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+# The files of a store, as in docs/format.md.
+_STORE_FILE = re.compile(
+    r"[0-9a-f]{16}\.(log|blob)|floor|control|index\.[0-9a-f]+|reserve|(segment|control|reserve)\.new"
+)
+_HEADER_BYTES = 128  # of a segment
 # The kernel gives back the lock of a killed owner when its memory is down: 61 ms after the kill at 1 GiB.
 _PATIENCE_S = 2.0
 
@@ -98,9 +107,9 @@ def claim(
     """
     if keep and fresh:
         raise OperatorError("--keep and --fresh exclude each other; use one of them")
-    root = prepare(resolve(state_dir, cwd))
-    note_run(dataflow_id, root)
+    root = resolve(state_dir, cwd)
     name = escape(node_id)
+    enter(root, dataflow_id, name)
     with contextlib.ExitStack() as undo, _as_operator_error(root):
         lock = LockFile(root / f"{name}.lock")
         undo.callback(lock.close)
@@ -111,6 +120,8 @@ def claim(
             )
         past = lock.read()
         adopted = _is_adopted(root / name, past, dataflow_id, keep=keep, fresh=fresh)
+        if not adopted:
+            _check_discardable(root / name)
         member = join_shared(root, dataflow_id, operator=name, keep=keep)
         undo.callback(member.close)
         if not adopted:
@@ -132,10 +143,16 @@ def join_shared(
     return membership.join(root, dataflow_id, operator=operator, keep=keep, patience_s=_PATIENCE_S)
 
 
-def note_run(dataflow_id: str, root: Path) -> None:
-    """Notes where this run keeps its state; refuses a second place for the same run."""
-    noted = run_record.publish(escape(dataflow_id), root)
-    if not os.path.isdir(noted) or not os.path.samefile(noted, root):
+def enter(root: Path, dataflow_id: str, *stores: str) -> None:
+    """Prepares `root`, and notes that this run keeps its state there; refuses a second place for the same run."""
+    if noted := run_record.find(escape(dataflow_id)):
+        _check_same(dataflow_id, noted, root)
+    prepare(root, *stores)
+    _check_same(dataflow_id, run_record.publish(escape(dataflow_id), root), root)
+
+
+def _check_same(dataflow_id: str, noted: Path, root: Path) -> None:
+    if not os.path.isdir(noted) or not os.path.isdir(root) or not os.path.samefile(noted, root):
         raise OperatorError(
             f"dataflow {dataflow_id} keeps its state in {noted}, not in {root};"
             " give all its operators the same --state-dir"
@@ -147,33 +164,99 @@ def resolve(state_dir: Path | None, cwd: Path) -> Path:
     return cwd / (state_dir or os.environ.get("DORA_STATE_DIR") or "state")
 
 
-def prepare(root: Path) -> Path:
-    """Makes sure that `root` is a state directory that this process may use; creates it if it is not there."""
+def prepare(root: Path, *stores: str) -> None:
+    """Makes sure that `root` is a state directory that this process may use; creates it if it is not there.
+
+    Refuses, before anything is written, what cannot be used; that goes for the shared store and the private `stores`
+    in it, too.
+    """
     with _as_operator_error(root):
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tag = _read_tag(root)
-        if tag is None:
-            foreign = sorted(name for name in os.listdir(root) if not name.startswith(_TAG))
-            if foreign:
-                tag = _read_tag(
-                    root
-                )  # somebody may just have made it a state directory, and begun to use it
-            if foreign and tag is None:
-                raise OperatorError(
-                    f"{root} is not a state directory of dora-state: it holds {foreign[0]!r}; {_ELSEWHERE}"
-                )
-        if tag is not None and tag.get("format") != FORMAT:
-            raise OperatorError(
-                f"the state directory {root} has format {tag.get('format', 'unknown')!r}, this version"
-                f" knows {FORMAT}; use the dora-state that wrote it, or {_ELSEWHERE}"
-            )
-        if os.stat(root).st_uid != os.geteuid():
-            raise OperatorError(f"the state directory {root} belongs to another user; {_ELSEWHERE}")
-        if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-            raise OperatorError(f"the state directory {root} is not writable; {_ELSEWHERE}")
-        if tag is None:
+        if root.is_dir():
+            _check_root(root)
+            for name in ("shared", *stores):
+                _check_store(root / name)
+        else:
+            _make_directory(root)
+        if not _check_root(root):  # again: somebody may have been faster
             _write_tag(root)
-    return root
+
+
+def _check_root(root: Path) -> bool:
+    """Refuses a directory that this process must not or cannot use; returns whether it is known to be ours."""
+    tag = _read_tag(root)
+    if tag is None:
+        foreign = sorted(name for name in os.listdir(root) if not name.startswith(_TAG))
+        if foreign:
+            # Somebody may just have made it a state directory, and begun to use it.
+            tag = _read_tag(root)
+        if foreign and tag is None:
+            raise OperatorError(
+                f"{root} is not a state directory of dora-state: it holds {foreign[0]!r}; {_ELSEWHERE}"
+            )
+    if tag is not None and tag.get("format") != FORMAT:
+        raise OperatorError(
+            f"the state directory {root} has format {tag.get('format', 'unknown')!r}, this version"
+            f" knows {FORMAT}; use the dora-state that wrote it, or {_ELSEWHERE}"
+        )
+    _check_access(root, "state directory")
+    return tag is not None
+
+
+def _check_store(path: Path) -> None:
+    """Refuses what is at `path` unless a store can be opened or made there. Reads only."""
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return
+    foreign = any(map(_is_foreign, names))
+    if names and not _is_unborn(path, names):
+        try:
+            Store(str(path), read_only=True).close()
+        except (NotAStoreError, FormatError) as error:
+            # Files of ours and yet no store: its maker has died, or is just at it.
+            if foreign or isinstance(error, FormatError):
+                raise OperatorError(f"{error}; move {path} away, or {_ELSEWHERE}") from error
+    _check_access(path, "store")
+
+
+def _is_unborn(path: Path, names: list[str]) -> bool:
+    """Whether the power went before the first header was on disk. Who may write makes a store of that."""
+    logs = [name for name in names if name.endswith(".log")]
+    if logs != [f"{0:016x}.log"] or "floor" in names or any(map(_is_foreign, names)):
+        return False
+    with open(path / logs[0], "rb") as file:
+        return not any(file.read(_HEADER_BYTES))
+
+
+def _is_foreign(name: str) -> bool:
+    return _STORE_FILE.fullmatch(name) is None
+
+
+def _check_access(path: Path, what: str) -> None:
+    if os.stat(path).st_uid != os.geteuid():
+        raise OperatorError(f"the {what} {path} belongs to another user; {_ELSEWHERE}")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise OperatorError(f"the {what} {path} is not writable; {_ELSEWHERE}")
+
+
+def _make_directory(path: Path) -> None:
+    """Makes a directory and what is missing above it, or nothing at all."""
+    made: list[Path] = []
+    try:
+        for missing in reversed([path, *path.parents]):
+            if missing != path and missing.exists():
+                continue
+            try:
+                missing.mkdir(mode=0o700 if missing == path else 0o777)
+                made.append(missing)
+            except FileExistsError:
+                if not missing.is_dir():  # else somebody was faster
+                    raise
+    except BaseException:
+        for directory in reversed(made):
+            with contextlib.suppress(OSError):  # somebody has begun to use it
+                directory.rmdir()
+        raise
 
 
 def escape(node_id: str) -> str:
@@ -202,6 +285,15 @@ def _is_adopted(
     if past.get("dataflow_id") == dataflow_id:
         return present
     return present and (keep or not (fresh or past.get("ended") == "clean"))
+
+
+def _check_discardable(path: Path) -> None:
+    """Refuses to delete what a user has put beside the files of a store."""
+    foreign = sorted(filter(_is_foreign, os.listdir(path))) if path.exists() else []
+    if foreign:
+        raise OperatorError(
+            f"{path} is to be emptied and holds {foreign[0]!r}, which is not of a store; move that away"
+        )
 
 
 def _discard(path: Path) -> None:

@@ -21,7 +21,7 @@ LAYERS = {
     "node_config": {"errors"},
     "store": {"_core", "errors"},
     "membership": {"_core", "errors", "lockfile"},
-    "location": {"errors", "lockfile", "membership", "run_record"},
+    "location": {"_core", "errors", "lockfile", "membership", "run_record"},
     "kvs": {"errors", "location", "membership", "node_config", "run_record", "store"},
     "operator": {"errors"},
     "runtime": {"_core", "errors", "operator", "codec", "runtime"},

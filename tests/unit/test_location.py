@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dora_state import Store
-from dora_state.errors import OperatorError
+from dora_state.errors import CorruptionError, OperatorError
 from dora_state.location import FORMAT, Claim, claim, escape, join_shared, prepare
 
 RUNS = ("01a20ba4-0001", "01a20ba4-0002", "01a20ba4-0003")
@@ -198,6 +199,7 @@ def test_one_run_has_one_state_directory(flow, tmp_path):
     mine = claim(RUNS[0], "counter", cwd=flow)
     with pytest.raises(OperatorError, match="same --state-dir"):
         claim(RUNS[0], "tracker", cwd=flow, state_dir=tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
     mine.finish(clean=True)
 
 
@@ -236,7 +238,8 @@ def write_shared(mine: Claim, key: str) -> None:
 
 
 def shared_keys_of_next_run(flow: Path, run: str = RUNS[1]) -> list[str]:
-    member = join_shared(prepare(flow / "state"), run)
+    prepare(flow / "state")
+    member = join_shared(flow / "state", run)
     found = keys(flow / "state/shared")
     member.close()
     return found
@@ -275,7 +278,8 @@ def test_keep_keeps_the_shared_store_too(flow):
 
 
 def test_a_shared_store_without_operators_is_kept(flow):
-    member = join_shared(prepare(flow / "state"), RUNS[0])
+    prepare(flow / "state")
+    member = join_shared(flow / "state", RUNS[0])
     with Store(flow / "state/shared") as store:
         store.put("x", b"1")
     member.close()
@@ -344,14 +348,20 @@ def test_names_differ_when_ids_do(one, other):
 # Directories that are refused, unchanged
 
 
-def listing(path: Path) -> list[str]:
-    return sorted(str(found.relative_to(path)) for found in path.rglob("*"))
+def listing(path: Path) -> list[tuple[str, bytes]]:
+    """Every file with what is in it, and every directory. The notes of the runs are in here, too."""
+    return sorted(
+        (str(found.relative_to(path)), found.read_bytes() if found.is_file() else b"")
+        for found in path.rglob("*")
+    )
 
 
-def refused(flow: Path, match: str, **options) -> None:
+def refused(
+    flow: Path, match: str, error: type[Exception] = OperatorError, run: str = RUNS[0], **options
+) -> None:
     before = listing(flow.parent)
-    with pytest.raises(OperatorError, match=match):
-        claim(RUNS[0], "counter", cwd=flow, **options)
+    with pytest.raises(error, match=match):
+        claim(run, "counter", cwd=flow, **options)
     assert listing(flow.parent) == before
 
 
@@ -380,12 +390,92 @@ def test_a_place_that_cannot_be_made_is_refused(flow):
     refused(flow, "cannot use .* for state: Not a directory", state_dir=Path("file/state"))
 
 
-def test_a_file_in_place_of_a_store_is_refused(flow):
-    run_once(flow, RUNS[0], clean=True, node="tracker")
-    (flow / "state/counter").write_text("")
-    with pytest.raises(OperatorError, match="Not a directory"):
-        claim(RUNS[1], "counter", cwd=flow)
-    assert (flow / "state/counter").is_file()
+def test_what_was_made_on_the_way_to_such_a_place_is_removed(flow):
+    (flow / "file").write_text("")
+    refused(flow, "File exists", state_dir=Path("a/b/c/../../../file"))
+
+
+@pytest.mark.parametrize("store", ["counter", "shared"])
+@pytest.mark.parametrize("options", [{}, {"fresh": True}, {"keep": True}])
+class TestAStoreThatCannotBeUsed:
+    @pytest.fixture(autouse=True)
+    def state_directory(self, flow, store):
+        prepare(flow / "state")
+        if store == "counter":  # a clean stop is on record, so the next run would empty it
+            run_once(flow, RUNS[0], clean=True)
+            for path in (flow / "state/counter").iterdir():
+                path.unlink()
+        else:
+            (flow / "state/shared").mkdir()
+        self.path = flow / "state" / store
+
+    def refused(self, flow, options, match, error=OperatorError):
+        refused(flow, match, error, run=RUNS[1], **options)
+
+    def test_foreign_files(self, flow, options):
+        (self.path / "thesis.tex").write_text("years of work")
+        self.refused(flow, options, f"holds other files .thesis.tex.*move {self.path} away")
+
+    def test_a_foreign_folder(self, flow, options):
+        (self.path / "thesis").mkdir()
+        self.refused(flow, options, f"holds other files .thesis.*move {self.path} away")
+
+    def test_a_file(self, flow, options):
+        self.path.rmdir()
+        self.path.write_text("")
+        self.refused(flow, options, "Not a directory")
+
+    def test_an_unknown_format(self, flow, options):
+        Store(self.path).close()
+        (log,) = self.path.glob("*.log")
+        log.write_bytes(of_version_2(log.read_bytes()))
+        (self.path / "control").unlink()
+        self.refused(flow, options, f"format version 2.*move {self.path} away")
+
+    def test_a_damaged_header(self, flow, options):
+        with Store(self.path) as it:
+            it["n"] = b"1"
+        (log,) = self.path.glob("*.log")
+        data = bytearray(log.read_bytes())
+        data[40] ^= 1
+        log.write_bytes(data)
+        self.refused(flow, options, r"\.log: ", CorruptionError)
+
+
+def of_version_2(log: bytes) -> bytes:
+    header = log[:8] + struct.pack("<I", 2) + log[12:124]
+    crc = 0xFFFFFFFF
+    for byte in header:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return header + struct.pack("<I", crc) + log[128:]
+
+
+@pytest.mark.parametrize("options", [{}, {"fresh": True}])
+def test_what_a_user_put_into_a_store_is_not_deleted_with_it(flow, options):
+    run_once(flow, RUNS[0], clean=True)
+    (flow / "state/counter/thesis.tex").write_text("years of work")
+    with pytest.raises(OperatorError, match=r"is to be emptied and holds 'thesis.tex'.*; move"):
+        claim(RUNS[1], "counter", cwd=flow, **options)
+    assert "n" in keys(flow / "state/counter")
+    assert (flow / "state/counter/thesis.tex").read_text() == "years of work"
+    assert run_once(flow, RUNS[1], clean=False, keep=True)
+
+
+@pytest.mark.parametrize("left", ["nothing", "a draft", "a log without a header"])
+def test_a_store_whose_maker_died_is_no_obstacle(flow, left):
+    prepare(flow / "state")
+    for name in ("counter", "shared"):
+        (flow / "state" / name).mkdir()
+        if left == "a draft":
+            (flow / "state" / name / "segment.new").write_bytes(bytes(100))
+        if left == "a log without a header":
+            (flow / "state" / name / f"{0:016x}.log").write_bytes(bytes(1 << 16))
+            (flow / "state" / name / "control").write_bytes(bytes(4096))
+    run_once(flow, RUNS[0], clean=False)
+    assert keys(flow / "state/counter") == ["n"]
+    assert keys(flow / "state/shared") == []
 
 
 NOBODY = 65534
@@ -407,18 +497,24 @@ except errors.OperatorError as error:
     ("owner", "mode", "message"),
     [(NOBODY, 0o500, "is not writable"), (0, 0o777, "belongs to another user")],
 )
-def test_a_directory_that_is_not_writable_or_not_ours_is_refused(owner, mode, message):
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [("state", "state directory"), ("state/counter", "store"), ("state/shared", "store")],
+)
+def test_a_directory_that_is_not_writable_or_not_ours_is_refused(owner, mode, message, place, what):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to others
         os.chmod(folder, 0o755)
         flow = Path(folder)
         run_once(flow, RUNS[0], clean=True)
+        Store(flow / "state/shared").close()
         for path in [flow / "state", *(flow / "state").rglob("*")]:
-            os.chown(path, owner, -1)
-        (flow / "state").chmod(mode)
+            os.chown(path, NOBODY, -1)
+        os.chown(flow / place, owner, -1)
+        (flow / place).chmod(mode)
         before = listing(flow)
         command = [sys.executable, "-c", AS_NOBODY, folder]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         assert result.stdout.startswith(
-            f"the state directory {flow}/state {message}; choose another place"
+            f"the {what} {flow}/{place} {message}; choose another place"
         )
         assert listing(flow) == before
