@@ -149,6 +149,7 @@ def _supervisor_config(
         environment={**os.environ, SHARED_VARIABLE: str(shared)},
         descriptor=config.descriptor,
         arrow_outputs=True,
+        adopts=True,
     )
 
 

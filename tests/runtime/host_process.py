@@ -28,6 +28,7 @@ def main() -> int:
         durability="process",
         shutdown_grace_s=float(sys.argv[3]) if len(sys.argv) > 3 else 5.0,
         queue_sizes={"in": 1_000_000},
+        adopts=True,
     )
     supervisor = Supervisor(
         config,

@@ -190,7 +190,7 @@ def test_the_end_of_the_host_closes_the_nodes_output_also_when_the_operator_left
 ):
     """dora reports a node's end, and restarts it, only after EOF of its stdout and stderr.
 
-    The zygote, which would kill what is left, is stopped here: the kernel kills it before it can.
+    Zygote and host would kill what is left, in this order: killed in this order, they cannot.
     """
     pid_file = tmp_path / "pid"
     host = host_process(
@@ -207,14 +207,105 @@ def test_the_end_of_the_host_closes_the_nodes_output_also_when_the_operator_left
                 return 0
         """
     )
-    kill(host.wait_running()["zygote"], signal.SIGSTOP)
+    zygote = host.wait_running()["zygote"]
     left_behind = int(wait_file(pid_file))
     try:
+        kill(host.popen.pid, signal.SIGSTOP)
+        kill(zygote)
+        assert wait_gone(zygote)
         kill(host.popen.pid)
         host.wait_eof()
         assert Path(f"/proc/{left_behind}").exists()  # it was not its end that closed the output
     finally:
         kill(left_behind)
+
+
+# Starts what PDEATHSIG does not reach, and tells the pids.
+STARTS_PROCESSES = """
+    import os, subprocess
+
+    SLEEP = ["sleep", "1000"]
+
+    class Operator:
+        def __init__(self):
+            pids = [subprocess.Popen(SLEEP, start_new_session=True).pid, subprocess.Popen(SLEEP).pid]
+            reader, writer = os.pipe()
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    os.write(writer, b"%d" % os.getpid())
+                    os.execvp(SLEEP[0], SLEEP)
+                os._exit(0)
+            os.wait()
+            pids.append(int(os.read(reader, 100)))
+            with open({path!r}, "a") as file:
+                print(*pids, file=file)
+
+        def on_event(self, event, send_output):
+            return 0
+"""
+
+
+@pytest.fixture
+def starts_processes(host_process, tmp_path):
+    """A host whose operator has started processes, its first status, and their pids."""
+    path = tmp_path / "pids"
+    host = host_process(STARTS_PROCESSES.format(path=str(path)))
+    status = host.wait_running()
+    pids = [int(pid) for pid in wait_file(path).split()]
+    yield host, status, pids
+    host.close()
+    for pid in map(int, path.read_text().split()):
+        kill(pid)
+
+
+def kill_host(host: HostProcess, zygote: int) -> None:
+    kill(host.popen.pid)
+
+
+def kill_host_of_a_stopped_zygote(host: HostProcess, zygote: int) -> None:
+    kill(zygote, signal.SIGSTOP)
+    kill(host.popen.pid)
+
+
+def hang_up(host: HostProcess, zygote: int) -> None:
+    os.killpg(host.popen.pid, signal.SIGHUP)
+
+
+def stop_in_order(host: HostProcess, zygote: int) -> None:
+    kill(host.popen.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("end", [kill_host, kill_host_of_a_stopped_zygote, hang_up, stop_in_order])
+def test_what_the_operator_started_ends_with_the_host(starts_processes, end):
+    host, status, pids = starts_processes
+    end(host, status["zygote"])
+    for pid in (*pids, status["zygote"]):
+        assert wait_gone(pid)
+
+
+def test_what_the_operator_started_ends_with_the_zygote(starts_processes):
+    host, status, pids = starts_processes
+    kill(status["zygote"])
+    after = host.wait_running(after=status["incarnation"])
+    for pid in pids:
+        assert not Path(f"/proc/{pid}").exists()  # reaped, too
+    kill(host.popen.pid, signal.SIGTERM)
+    assert host.popen.wait(PATIENCE_S) == 0
+    assert wait_gone(after["worker_pid"])
+
+
+def test_what_the_operator_started_ends_also_when_the_zygote_dies_last(starts_processes):
+    """The host is about to end: there is no new zygote before which it would look."""
+    host, status, pids = starts_processes
+    kill(host.popen.pid, signal.SIGSTOP)
+    kill(host.popen.pid, signal.SIGTERM)
+    kill(status["zygote"])
+    assert wait_gone(status["worker_pid"])
+    kill(host.popen.pid, signal.SIGCONT)
+    assert host.popen.wait(PATIENCE_S) == 0
+    for pid in pids:
+        assert wait_gone(pid)
 
 
 def test_children_stay_in_the_nodes_process_group(host_process):

@@ -3,14 +3,19 @@
 A child of ours must never outlive the node: dora notices a node's end only at EOF of its output,
 and a worker that goes on alone would go on acting. PR_SET_PDEATHSIG lets the kernel see to that,
 whatever kills the parent. It is tied to the parent *thread* that forked, and it is not set yet if
-the parent dies first: hence `die_with_parent` compares the parent afterwards.
+the parent dies first: hence `die_with_parent` compares the parent afterwards. What the operator
+starts has no such signal: it falls to a subreaper among us, and that kills it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import select
 import signal
+import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 _PR_SET_PDEATHSIG = 1
@@ -26,28 +31,74 @@ def _prctl(option: int, argument: int) -> None:
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel SIGKILL this process when the thread that forked it ends. `parent` is the pid
-    it had.
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread that forked it ends. `parent` is
+    the pid it had.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)  # it died between the fork and the call above
 
 
-def become_subreaper() -> None:
+def become_subreaper(yes: bool = True) -> None:
     """Adopt the orphans among our descendants, so that they can be killed and reaped here."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(yes))
 
 
-def children() -> list[int]:
-    """Pids of this single-threaded process's children, dead ones included."""
-    me = os.getpid()
+def children() -> set[int]:
+    """Pids of this process's children, dead ones included."""
+    found: set[int] = set()
     try:
-        with open(f"/proc/self/task/{me}/children", "rb") as file:
-            return [int(pid) for pid in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) == me]
+        for task in os.listdir("/proc/self/task"):  # each thread has those that it forked
+            with open(f"/proc/self/task/{task}/children", "rb") as file:
+                found.update(int(pid) for pid in file.read().split())
+    except OSError:  # a thread that ended just now, or a kernel without CONFIG_PROC_CHILDREN
+        me = os.getpid()
+        return {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) == me}
+    return found
+
+
+def kill_child(pid: int) -> bool:
+    """SIGKILL. False if it is not ours to kill: a program with other rights, such as sudo."""
+    with contextlib.suppress(ProcessLookupError):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:
+            return False
+    return True
+
+
+def end_children(spared: Collection[int] = (), patience_s: float | None = None) -> None:
+    """Kill and reap our children, and what falls to us, a subreaper, when they die.
+
+    Waits for each: only when one is dead, its own children are ours. After `patience_s` it gives
+    up, as a process that hangs in the kernel does not die.
+    """
+    deadline = None if patience_s is None else time.monotonic() + patience_s
+    untouchable = set(spared)
+    while pids := children() - untouchable:
+        for pid in pids:
+            if not kill_child(pid):
+                untouchable.add(pid)
+        for pid in pids - untouchable:
+            if not _reap(pid, deadline):
+                return
+
+
+def _reap(pid: int, deadline: float | None) -> bool:
+    """Wait for the end of a child until `deadline`."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it was reaped already
+        fd = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1e3
+            if not poll.poll(left):
+                return False
+        finally:
+            os.close(fd)
+        os.waitpid(pid, 0)
+    return True
 
 
 def _parent(pid: str) -> int | None:

@@ -77,6 +77,7 @@ class SupervisorConfig:
         environment: of zygote and workers; None: ours.
         descriptor: becomes self.dataflow_descriptor.
         arrow_outputs: outputs are bytes or Arrow arrays, as dora wants them.
+        adopts: this process starts no others, and ends what falls to it when the zygote is killed.
     """
 
     operator: Path
@@ -91,6 +92,7 @@ class SupervisorConfig:
     environment: Mapping[str, str] | None = None
     descriptor: Any = None
     arrow_outputs: bool = False
+    adopts: bool = False
 
     def __post_init__(self) -> None:
         if self.standby not in STANDBY:
@@ -172,6 +174,7 @@ class Supervisor:
             config.operator,
             self._selector,
             has_spare=config.standby != "off",
+            adopts=config.adopts,
             on_message=self._on_message,
             on_death=self._on_death,
             on_reaped=self._on_reaped,

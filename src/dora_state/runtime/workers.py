@@ -26,6 +26,7 @@ from dora_state.runtime.zygote import Zygote
 log = logging.getLogger("dora_state.supervisor")
 
 _ZYGOTE_TRIES = 5
+_SWEEP_PATIENCE_S = 1.0
 _SPARE_BACKOFF_S = (1.0, 30.0)
 
 
@@ -70,6 +71,8 @@ class Workers:
         zygote: makes a zygote.
         operator: the operator's file; a spare that imported an older one is not used.
         has_spare: whether a spare is kept.
+        adopts: whether this process is the subreaper above the zygote, and kills what that leaves
+            when it was killed itself. For a process that starts no others meanwhile.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Workers:
         selector: selectors.BaseSelector,
         *,
         has_spare: bool,
+        adopts: bool,
         on_message: Callable[[Worker, channel.Message], None],
         on_death: Callable[[Worker], None],
         on_reaped: Callable[[Worker], None],
@@ -91,6 +95,8 @@ class Workers:
         self._operator = operator
         self._selector = selector
         self._has_spare = has_spare
+        self._adopts = adopts
+        self._not_ours: set[int] = set()  # children of this process that were there before
         self._on_message = on_message
         self._on_death = on_death
         self._on_reaped = on_reaped
@@ -108,6 +114,12 @@ class Workers:
         return self._zygote.pid if self._zygote is not None else None
 
     def open(self) -> None:
+        if self._adopts:
+            process.become_subreaper()
+            self._not_ours = process.children()
+        self._open_zygote()
+
+    def _open_zygote(self) -> None:
         self._zygote = self._make_zygote()
         self._selector.register(self._zygote, selectors.EVENT_READ, self._on_zygote)
 
@@ -132,9 +144,10 @@ class Workers:
         for each in list(self._alive.values()):
             self.kill(each)
         if self._zygote is not None:
-            self._unregister(self._zygote)
-            self._zygote.close()
-            self._zygote = None
+            self._close_zygote()
+        if self._adopts:
+            process.become_subreaper(False)
+            self._adopts = False
         for each in list(self._alive.values()):
             self._forget(each)
         self._spare = None
@@ -330,14 +343,20 @@ class Workers:
             each.wait_status = status
             self._on_reaped(each)
 
-    def _on_zygote_gone(self) -> None:
-        """Its workers die with it, by PDEATHSIG, and their ends are ends like any. A new zygote
-        takes over.
-        """
+    def _close_zygote(self) -> None:
+        """End the zygote. What it could not kill any more has become ours."""
         assert self._zygote is not None
         self._unregister(self._zygote)
         self._zygote.close()
         self._zygote = None
+        if self._adopts:
+            process.end_children(self._not_ours, _SWEEP_PATIENCE_S)
+
+    def _on_zygote_gone(self) -> None:
+        """Its workers die with it, by PDEATHSIG, and their ends are ends like any. A new zygote
+        takes over.
+        """
+        self._close_zygote()
         self._unreaped.clear()
         if not self.closing:
             self._zygote_failures += 1
@@ -346,7 +365,7 @@ class Workers:
                     "the process that forks the workers does not come up; see its output above"
                 )
             log.error("the process that forks the workers is gone; starting it again")
-            self.open()
+            self._open_zygote()
         for each in list(self._alive.values()):
             if each.channel.fileno() >= 0:
                 self.kill(each)

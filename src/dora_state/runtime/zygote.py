@@ -9,7 +9,7 @@ The talk is datagrams of msgpack over a seqpacket socket pair:
     host to zygote   {"spawn": token}                           with the worker's end of its channel
     zygote to host   {"spawned": token}                         with its pidfd
                      {"exited": token, "status": wait status}
-    end of stream    the host is gone: kill all, end
+    end of stream    the host is gone: kill all that is below, end
 
 `standby="process"` makes workers new interpreters instead of forks, for what does not survive a
 fork (CUDA).
@@ -126,7 +126,9 @@ class Zygote:
 def main() -> NoReturn:
     """The zygote process."""
     settings = json.loads(sys.argv[1])
-    process.die_with_parent(settings["parent"])
+    # Not SIGKILL: what the operator started has to be killed first. The end of the socket tells of
+    # the host's end, and SIGCONT sees to it that a zygote that was stopped gets to know.
+    process.die_with_parent(settings["parent"], signal.SIGCONT)
     process.ignore_stop_signals()
     process.become_subreaper()
     with os.fdopen(settings["config"], "rb") as file:
@@ -155,6 +157,9 @@ class _Nursery:
         for fd in (self._wake_reader, self._wake_writer):
             os.set_blocking(fd, False)
         signal.signal(signal.SIGCHLD, _noted)
+        # It comes to the whole group with the end of a terminal, and must not end us before the
+        # rest.
+        signal.signal(signal.SIGHUP, _noted)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
 
     def serve(self) -> None:
@@ -170,9 +175,7 @@ class _Nursery:
                 self._reap()
             if self._socket.fileno() in ready and not self._answer():
                 break
-        for pid in self._workers:
-            os.kill(pid, signal.SIGKILL)
-        self._sweep(everything=True)
+        process.end_children()
 
     def _answer(self) -> bool:
         try:
@@ -202,6 +205,7 @@ class _Nursery:
             process.die_with_parent(parent)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             self._socket.close()
             os.close(self._wake_reader)
             os.close(self._wake_writer)
@@ -235,14 +239,12 @@ class _Nursery:
                     self._socket.send(channel.pack({"exited": token, "status": status}))
                 self._sweep()
 
-    def _sweep(self, everything: bool = False) -> None:
+    def _sweep(self) -> None:
         """Kill what a dead worker left to us. Killing one may hand us its children: SIGCHLD brings
         us back.
         """
-        for pid in process.children():
-            if everything or pid not in self._workers:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        for pid in process.children() - self._workers.keys():
+            process.kill_child(pid)
 
 
 def worker_main() -> NoReturn:
@@ -265,7 +267,7 @@ def _as_file(data: bytes) -> int:
 
 
 def _noted(number: int, frame: object) -> None:
-    """SIGCHLD needs a handler for the wakeup descriptor to be written."""
+    """A signal needs a handler for the wakeup descriptor to be written."""
 
 
 __all__ = ["OperatorError", "Zygote", "main", "worker_main"]
