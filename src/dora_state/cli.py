@@ -23,6 +23,10 @@ from .errors import FormatError, NotAStoreError, OperatorError, StateError
 _INPUT_ERRORS = (OperatorError, NotAStoreError, FormatError, ValueError)
 
 
+# The policy has the same bound and is imported later: see `run`.
+_SECONDS = click.FloatRange(min=0, max=7 * 24 * 3600)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     try:
@@ -70,21 +74,21 @@ def cli() -> None:
 )
 @click.option(
     "--restart-delay",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     default=0.1,
     show_default=True,
     help="Seconds before the second such restart, doubled each time. The first is immediate.",
 )
 @click.option(
     "--max-restart-delay",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     default=10.0,
     show_default=True,
     help="The longest delay, in seconds.",
 )
 @click.option(
     "--restart-window",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     default=60.0,
     show_default=True,
     help="Seconds after which a restart is forgotten; 0: never.",
@@ -98,7 +102,7 @@ def cli() -> None:
 )
 @click.option(
     "--degraded-retry",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     default=30.0,
     show_default=True,
     help="Seconds between the tries of a degraded operator.",
@@ -119,7 +123,7 @@ def cli() -> None:
 )
 @click.option(
     "--shutdown-grace",
-    type=click.FloatRange(min=0),
+    type=_SECONDS,
     default=5.0,
     show_default=True,
     help="Seconds that the operator may take to stop before it is killed.",

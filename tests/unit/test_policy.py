@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import selectors
+import socket
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from dora_state.runtime.policy import (
     JITTER,
+    LONGEST_S,
     Action,
     Ending,
     History,
@@ -151,6 +154,13 @@ def test_a_streak_of_any_length_has_a_finite_delay():
     assert decision.delay == policy.max_restart_delay
 
 
+def test_the_longest_time_can_be_waited_for():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, selectors.DefaultSelector() as selector:
+        selector.register(ours, selectors.EVENT_WRITE)
+        assert selector.select(LONGEST_S * (1 + JITTER))
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -159,6 +169,8 @@ def test_a_streak_of_any_length_has_a_finite_delay():
         ("max_restarts", -1),
         ("restart_delay", -0.1),
         ("max_restart_delay", math.nan),
+        ("max_restart_delay", math.inf),
+        ("restart_delay", 1e10),
         ("restart_window", -1),
         ("degraded_retry", -1),
     ],

@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
+LONGEST_S = 7 * 24 * 3600.0  # of any time; epoll_wait ends at 24 days, with the jitter
 JITTER = 0.2  # +-20 %, so that operators that crash together do not come back together for ever
 
 _POLICIES = ("never", "on-failure", "always")
@@ -54,15 +55,15 @@ class RestartPolicy:
             )
         if self.exhausted not in _EXHAUSTED:
             raise ValueError(f"exhausted is {self.exhausted!r}; use one of {', '.join(_EXHAUSTED)}")
-        for name in (
-            "max_restarts",
-            "restart_delay",
-            "max_restart_delay",
-            "restart_window",
-            "degraded_retry",
-        ):
-            if not getattr(self, name) >= 0:  # also refuses nan
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use 0 or more")
+        if not self.max_restarts >= 0:
+            raise ValueError(f"max_restarts is {self.max_restarts!r}; use 0 or more")
+        for name in ("restart_delay", "max_restart_delay", "restart_window", "degraded_retry"):
+            check_seconds(name, getattr(self, name))
+
+
+def check_seconds(name: str, value: float) -> None:
+    if not 0 <= value <= LONGEST_S:  # also refuses nan
+        raise ValueError(f"{name} is {value!r}; use 0 to {LONGEST_S:.0f} seconds, which is a week")
 
 
 @dataclass(frozen=True)

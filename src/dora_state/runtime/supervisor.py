@@ -97,8 +97,7 @@ class SupervisorConfig:
     def __post_init__(self) -> None:
         if self.standby not in STANDBY:
             raise ValueError(f"standby is {self.standby!r}; use one of {', '.join(STANDBY)}")
-        if not self.shutdown_grace_s >= 0:
-            raise ValueError(f"shutdown_grace_s is {self.shutdown_grace_s!r}; use 0 or more")
+        policy.check_seconds("shutdown_grace_s", self.shutdown_grace_s)
 
 
 class State(enum.Enum):
