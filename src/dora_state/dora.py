@@ -83,6 +83,11 @@ def run(options: RunOptions) -> int:
             "DORA_NODE_CONFIG is not set, so dora did not start this; write `path: dora-state` and "
             f"`args: run {options.operator}` in a dataflow's file and start that with `dora run`"
         )
+    if unknown := sorted(options.immediate - config.outputs):
+        raise OperatorError(
+            f"--immediate {unknown[0]}: node {config.node_id} has no such output;"
+            f" use one of its outputs: {', '.join(sorted(config.outputs)) or 'it has none'}"
+        )
     shared = location.resolve(options.state_dir, Path.cwd()) / "shared"
     outlet = _Outlet()
     publisher = _Publisher(config.node_id)

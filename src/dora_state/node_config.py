@@ -19,6 +19,8 @@ class NodeConfig:
     state_dirs: tuple[str, ...]
     """What the dataflow's file says about where state lives, by --state-dir of `dora-state run` or by DORA_STATE_DIR,
     each once. A node that starts before the operators do finds their shared store by this."""
+    outputs: frozenset[str]
+    """The ids of this node's outputs."""
     queue_sizes: dict[str, int]
     """How many events dora keeps for each of this node's inputs before it drops the oldest."""
     descriptor: Any
@@ -34,12 +36,14 @@ def read() -> NodeConfig | None:
     try:
         descriptor = config.get("dataflow_descriptor") or {}
         nodes = descriptor.get("nodes") or []
+        run_config = config.get("run_config") or {}
         found = dict.fromkeys(place for node in nodes if (place := _state_dir(node)))
         return NodeConfig(
             dataflow_id=str(config["dataflow_id"]),
             node_id=str(config["node_id"]),
             state_dirs=tuple(found),
-            queue_sizes=_queue_sizes(config.get("run_config") or {}),
+            outputs=frozenset(map(str, run_config.get("outputs") or ())),
+            queue_sizes=_queue_sizes(run_config),
             descriptor=descriptor,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:

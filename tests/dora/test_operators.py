@@ -102,6 +102,11 @@ def test_operators_and_custom_nodes_share_a_store(write):
     assert not (write() / "state").exists()
 
 
+def test_an_immediate_output_arrives(write):
+    result = dataflows.run(write("--immediate total"), COUNT="10")
+    assert result.said("sink") == totals(1), result.log
+
+
 def test_after_a_clean_stop_the_next_run_starts_empty(write):
     for _ in range(2):
         result = dataflows.run(write(), COUNT="10")

@@ -17,6 +17,7 @@ run_config:
     freshest: {source: a/b, queue_size: 1, queue_policy: drop-oldest}
     patient: {source: a/b, queue_size: 50, queue_policy: backpressure}
     impatient: {source: a/b, queue_policy: backpressure}
+  outputs: [count, image]
 daemon_communication: !Tcp
   socket_addr: 127.0.0.1:1
 dataflow_descriptor:
@@ -29,6 +30,7 @@ def test_the_bounds_of_the_inputs_are_doras(monkeypatch):
     config = node_config.read()
     assert (config.dataflow_id, config.node_id) == ("01a2", "counter")
     assert config.descriptor == {"nodes": [{"id": "counter", "path": "dora-state"}]}
+    assert config.outputs == {"count", "image"}
     assert config.queue_sizes == {
         "plain": 10,
         "sized": 3,
