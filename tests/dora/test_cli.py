@@ -16,7 +16,11 @@ def command(
     folder: Path, *arguments: object, node: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """`dora-state` as a person, or with `node` dora, starts it."""
-    environment = {name: value for name, value in os.environ.items() if "DORA" not in name}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if "DORA" not in name and name != "PYTHONDONTWRITEBYTECODE"
+    }
     if node:
         environment["DORA_NODE_CONFIG"] = node
     return subprocess.run(
@@ -48,10 +52,10 @@ def operator(flow) -> Path:
 
 
 def listing(folder: Path) -> list[tuple[str, bytes]]:
+    """Everything in the folder and in its neighbour, where the notes of the runs are."""
     return sorted(
-        (str(path.relative_to(folder)), path.read_bytes() if path.is_file() else b"")
-        for path in folder.rglob("*")
-        if "__pycache__" not in path.parts
+        (str(path.relative_to(folder.parent)), path.read_bytes() if path.is_file() else b"")
+        for path in folder.parent.rglob("*")
     )
 
 
@@ -117,21 +121,21 @@ def test_an_operator_that_is_not_python(flow):
         ("class Operator:\n    pass\n", "on_event"),
         ("def broken(:\n", "SyntaxError"),
         ("import a_module_that_is_not_there\n", "a_module_that_is_not_there"),
+        ("import helper\n", "has no class Operator"),
         ("raise RuntimeError('not today')\n", "not today"),
         ("import sys; sys.exit(0)\n", "SystemExit"),
     ],
 )
 def test_an_operator_file_that_cannot_be_used(flow, source, error):
     (flow / "op.py").write_text(source)
+    (flow / "helper.py").touch()
     before = listing(flow)
     result = command(flow, "run", "op.py", node=NODE)
     assert result.returncode == 2, result.stderr
     assert error in result.stderr
     assert "error: " in result.stderr
     assert "op.py" in result.stderr
-    # The state directory may have come into being, with nothing in it that a later run would adopt.
-    assert [entry for entry in listing(flow) if not entry[0].startswith("state")] == before
-    assert not (flow / "state" / "counter").exists()
+    assert listing(flow) == before
 
 
 @pytest.mark.parametrize(
@@ -147,6 +151,17 @@ def test_an_operator_file_that_cannot_be_used(flow, source, error):
         ("--degraded-retry", "-1"),
         ("--durability", "eternal"),
         ("--shutdown-grace", "-1"),
+        *(
+            (f"--{name}", value)
+            for name in (
+                "restart-delay",
+                "max-restart-delay",
+                "restart-window",
+                "degraded-retry",
+                "shutdown-grace",
+            )
+            for value in ("inf", "1e10", "1e300")
+        ),
         ("--standby", "maybe"),
     ],
 )
@@ -200,12 +215,36 @@ def test_a_state_directory_that_cannot_be_made(operator, flow):
     )
 
 
-def test_a_store_that_is_not_one(operator, flow):
-    (flow / "state" / "counter").mkdir(parents=True)
+def test_a_place_that_is_a_file_behind_folders_that_are_not_there(operator, flow):
+    refuse(
+        flow,
+        "run",
+        "op.py",
+        "--state-dir",
+        "a/b/c/../../../op.py",
+        error="File exists",
+        hint="--state-dir",
+    )
+
+
+@pytest.mark.parametrize("options", [[], ["--fresh"]])
+@pytest.mark.parametrize("store", ["counter", "shared"])
+def test_a_store_that_is_not_one(operator, flow, store, options):
+    (flow / "state" / store).mkdir(parents=True)
     (flow / "state" / ".dora-state").write_text('{"format": 1}')
-    (flow / "state" / "counter" / "thesis.tex").touch()
-    result = command(flow, "run", "op.py", node=NODE)
-    assert result.returncode == 2, result.stderr
-    assert "error: " in result.stderr
-    assert str(flow / "state" / "counter") in result.stderr
-    assert os.listdir(flow / "state" / "counter") == ["thesis.tex"]
+    (flow / "state" / store / "thesis.tex").write_text("years of work")
+    path = flow / "state" / store
+    refuse(flow, "run", "op.py", *options, error=str(path), hint=f"move {path} away")
+
+
+def test_an_immediate_output_that_the_node_does_not_have(operator, flow):
+    node = NODE.replace("outputs: []", "outputs: [image, count]")
+    refuse(
+        flow,
+        "run",
+        "op.py",
+        *("--immediate", "count", "--immediate", "imagee"),
+        error="--immediate imagee: node counter has no such output",
+        hint="count, image",
+        node=node,
+    )
