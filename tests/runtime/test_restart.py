@@ -499,6 +499,59 @@ def test_the_reason_of_a_crash_is_in_the_log(host, caplog):
     assert 'raise KilledError("a kill point")' in caplog.text
 
 
+FAILURES_THAT_RESIST = {
+    "surrogates": (r"""raise RuntimeError("x\udcff")""", r"RuntimeError: x\udcff"),
+    "a __str__ that fails": ("raise Odd", "Odd: <its __str__ failed>"),
+    "a __str__ that exits": ("raise Exits", "Exits: <its __str__ failed>"),
+    "a __cause__ that fails": ("raise Hides", "on stderr"),
+}
+
+
+@pytest.mark.parametrize("place", ["__init__", "event"])
+@pytest.mark.parametrize(
+    ("failure", "told"), FAILURES_THAT_RESIST.values(), ids=FAILURES_THAT_RESIST.keys()
+)
+def test_a_failure_that_is_hard_to_tell_is_told(
+    host, caplog, capfd, tmp_path, place, failure, told
+):
+    once = f"if not os.path.exists({str(tmp_path / 'failed')!r}):"
+    fails = f"open({str(tmp_path / 'failed')!r}, 'w').close(); {failure}"
+    source = f"""
+        import os
+
+        class Odd(Exception):
+            def __str__(self):
+                raise ValueError("no words")
+
+        class Exits(Exception):
+            def __str__(self):
+                raise SystemExit
+
+        class Hides(Exception):
+            __cause__ = property(lambda self: 1 / 0)
+
+        class Operator:
+            def __init__(self):
+                if {place == "__init__"}:
+                    {once} {fails}
+
+            def on_event(self, event, send_output):
+                if {place == "event"}:
+                    {once} {fails}
+                send_output("done", b"done")
+                return 0
+    """
+    hosted = host(source).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    hosted.finish()
+    if told == "on stderr":  # the traceback module cannot format it, the interpreter can
+        assert failure in capfd.readouterr().err
+    else:
+        assert f"the operator failed in {place}: {told}" in caplog.text
+        assert failure in caplog.text  # the line of the traceback
+
+
 @pytest.mark.parametrize("standby", ["off", "process"])
 def test_other_kinds_of_standby_lose_nothing_either(host, standby):
     hosted = host(kill="before-commit@2,after-commit@4", standby=standby).start()

@@ -66,8 +66,13 @@ def run(sock: socket.socket, config: WorkerConfig, number: int) -> NoReturn:
         worker.serve()
         code = 0
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the host is gone; so are we, in a moment
+        try:
             worker.report(error)
+        except OSError:
+            pass  # the host is gone; so are we, in a moment
+        except BaseException:  # then as the interpreter does it; the host has only the exit code
+            with contextlib.suppress(BaseException):
+                sys.excepthook(type(error), error, error.__traceback__)
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
@@ -149,7 +154,11 @@ class Worker:
 
     def report(self, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
-        message = {"phase": self.phase, "error": _summary(error), "traceback": text}
+        message = {
+            "phase": self.phase,
+            "error": _sendable(_summary(error)),
+            "traceback": _sendable(text),
+        }
         self.host.send(channel.FAILED, channel.pack(message))
 
     # Starting
@@ -362,5 +371,13 @@ def _as_dora(content: Any) -> Any:
 
 
 def _summary(error: BaseException) -> str:
-    text = str(error)
+    try:
+        text = str(error)
+    except BaseException:  # the operator's own __str__; its failure is not the one to be told
+        text = "<its __str__ failed>"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _sendable(text: str) -> str:
+    """Text as UTF-8 can carry it: a file name that is none has surrogates in it."""
+    return text.encode(errors="backslashreplace").decode()
