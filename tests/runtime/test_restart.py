@@ -14,6 +14,7 @@ import threading
 import pytest
 from hosting import LEDGER, kill, ledger, wait_file, wait_gone
 
+from dora_state._core import Store
 from dora_state.runtime import killpoint
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
@@ -119,6 +120,43 @@ def test_what_a_dead_worker_said_is_read_to_the_end(host):
     hosted.send(0)
     hosted.finish()
     assert hosted.texts[1:] == [str(n) * 20_000 for n in range(6)]
+
+
+class Recording:
+    """A store that notes in which order the host fences and reads the record."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.calls: list[tuple[str, int]] = []
+
+    def fence(self, incarnation: int) -> None:
+        self._store.fence(incarnation)
+        self.calls.append(("fence", incarnation))
+
+    def _get(self, keyspace: int, key: str) -> object:
+        self.calls.append(("read", 0))
+        return self._store._get(keyspace, key)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def test_the_record_is_read_behind_a_fence_for_the_dead_worker(host):
+    """Without the fence a lock-free read could miss a commit that repair then completes."""
+    hosted = host(standby="off").start()
+    incarnation = hosted.wait_running()["incarnation"]
+    store = hosted.supervisor._store = Recording(hosted.supervisor._store)
+    kill(hosted.statuses[-1]["worker_pid"])
+    hosted.wait_running(incarnation + 1)
+    hosted.finish()
+    # The death of the first worker, the start of the second, its end.
+    assert store.calls == [
+        ("fence", incarnation + 1),
+        ("read", 0),
+        ("fence", incarnation + 1),
+        ("fence", incarnation + 2),
+        ("read", 0),
+    ]
 
 
 def test_every_point_in_one_life(host):
