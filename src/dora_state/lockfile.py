@@ -7,6 +7,7 @@ file excludes nobody.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _POLL_S = 0.01
+_RECORD_BYTES = 4096
 
 
 class LockFile:
@@ -47,11 +49,24 @@ class LockFile:
         return record if isinstance(record, dict) else {}
 
     def write(self, record: dict[str, Any]) -> None:
-        """Replaces the record, durably. Only under the exclusive lock."""
-        text = json.dumps(record).encode() + b"\n"
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text, 0)
+        """Replaces the record, durably. Only under the exclusive lock.
+
+        One call over the old record, padded with spaces: who is killed here leaves the old one or the new one, and a
+        full disk does not take the old one along.
+        """
+        text = json.dumps(record).encode()
+        size = max(len(text) + 1, os.fstat(self._descriptor).st_size, _RECORD_BYTES)
+        block = text.ljust(size - 1) + b"\n"
+        if os.pwrite(self._descriptor, block, 0) != len(block):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         os.fsync(self._descriptor)
+
+    def is_held(self) -> bool:
+        """Whether somebody has the lock through another open file. Not for one that has it itself."""
+        if not self.acquire():
+            return True
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        return False
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -81,12 +81,17 @@ def _enter(
     lock = _lock(root)
     try:
         record = lock.read()
+        lost = False
         if record.get("dataflow_id") != dataflow_id:
             if not users.acquire():
-                return str(record.get("dataflow_id"))
-            if _ended_cleanly(record):
+                if "dataflow_id" in record or _living_runs(root, operator, dataflow_id) != {
+                    dataflow_id
+                }:
+                    return str(record.get("dataflow_id", "(unknown)"))
+                lost = True  # whether somebody crashed or said `keep` is then lost, too
+            elif _ended_cleanly(record):
                 _empty(root / "shared")
-            record = {"dataflow_id": dataflow_id, "open": [], "operators": False, "keep": False}
+            record = {"dataflow_id": dataflow_id, "open": [], "operators": False, "keep": lost}
         if operator is not None:
             record["open"] = sorted({*record["open"], operator})
             record["operators"] = True
@@ -97,6 +102,25 @@ def _enter(
         return None
     finally:
         lock.close()
+
+
+def _living_runs(root: Path, operator: str | None, dataflow_id: str) -> set[str]:
+    """The runs of the operators' hosts that live: who the users are when their record cannot be read.
+
+    `operator` is hosted by this process, which is in no other run: its record may be that of its last one.
+    """
+    runs = set()
+    for path in root.glob("*.lock"):
+        if path.name == "shared.lock":
+            continue
+        lock = LockFile(path)
+        try:
+            run = lock.read().get("dataflow_id")
+            if (path.stem != operator or run == dataflow_id) and lock.is_held():
+                runs.add(str(run))
+        finally:
+            lock.close()
+    return runs
 
 
 def _lock(root: Path) -> LockFile:

@@ -286,6 +286,31 @@ def test_a_shared_store_without_operators_is_kept(flow):
     assert shared_keys_of_next_run(flow) == ["x"]
 
 
+@pytest.mark.parametrize("node", ["counter", "tracker"])
+@pytest.mark.parametrize("record", [b"", b'{"dataflow_id'])
+def test_a_lost_record_does_not_lock_out_the_run_that_lives(flow, record, node):
+    run_once(flow, RUNS[2], clean=False, node="tracker")
+    first = claim(RUNS[0], "counter", cwd=flow)
+    write_shared(first, "x")
+    member = join_shared(flow / "state", RUNS[0])  # a custom node
+    if node == "counter":
+        first.finish(clean=False)  # and dora restarts it
+    (flow / "state/shared.lock").write_bytes(record)
+    second = claim(RUNS[0], node, cwd=flow)
+    second.finish(clean=True)
+    first.finish(clean=False)
+    member.close()
+    assert shared_keys_of_next_run(flow) == ["x"], "who crashed before is not known any more"
+
+
+def test_a_lost_record_lets_no_other_run_in(flow):
+    mine = claim(RUNS[0], "counter", cwd=flow)
+    (flow / "state/shared.lock").write_bytes(b"")
+    with pytest.raises(OperatorError, match=r"in use by dataflow \(unknown\)"):
+        claim(RUNS[1], "tracker", cwd=flow)
+    mine.finish(clean=False)
+
+
 def test_who_has_the_shared_store_open_from_outside_sees_the_next_run(flow):
     mine = claim(RUNS[0], "counter", cwd=flow)
     write_shared(mine, "x")
