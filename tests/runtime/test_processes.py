@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 from hosting import LEDGER, PATIENCE_S, kill, ledger, wait_file, wait_gone
 
+from dora_state.runtime import process
+
 
 class HostProcess:
     """A host that can be killed."""
@@ -175,6 +177,25 @@ def test_a_busy_worker_dies_with_the_zygote_although_the_host_cannot_kill_it(
         kill(status["worker_pid"])
 
 
+def test_who_comes_after_the_death_of_its_parent_ends_at_once():
+    """PDEATHSIG is not sent for a death that came before it was set."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            process.die_with_parent(parent=os.getpid())  # a pid that is not its parent's
+            os.write(writer, b"goes on")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+
+
 def test_a_stopped_zygote_does_not_keep_anything_alive(host_process):
     host = host_process()
     status = host.wait_running()
@@ -229,15 +250,20 @@ STARTS_PROCESSES = """
     class Operator:
         def __init__(self):
             pids = [subprocess.Popen(SLEEP, start_new_session=True).pid, subprocess.Popen(SLEEP).pid]
-            reader, writer = os.pipe()
+            reader, writer = os.pipe()  # which exec closes
             if os.fork() == 0:
-                os.setsid()
                 if os.fork() == 0:
-                    os.write(writer, b"%d" % os.getpid())
+                    for depth in range(4):  # each is a subreaper's only when the one above is dead
+                        os.setsid()
+                        os.write(writer, b"%d " % os.getpid())
+                        if depth == 3 or os.fork():
+                            break
                     os.execvp(SLEEP[0], SLEEP)
                 os._exit(0)
+            os.close(writer)
             os.wait()
-            pids.append(int(os.read(reader, 100)))
+            with open(reader, "rb") as file:
+                pids.extend(map(int, file.read().split()))
             with open({path!r}, "a") as file:
                 print(*pids, file=file)
 
