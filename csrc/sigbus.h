@@ -42,7 +42,8 @@ static inline bool ds__sigbus_broken(const void *address) {
 /* A file that was cut has lost its last page, wherever the cut is. The page that the cut goes through is zeroed behind it
  * without a signal, so what lies there is not to be had by reading it alone. */
 static inline bool ds__sigbus_cut(const void *address, uint64_t size) {
-    (void)*((const volatile unsigned char *)address + size - 1);
+    /* Atomic, because a writer may be storing an index slot there; what is read does not matter. */
+    (void)__atomic_load_n((const volatile unsigned char *)address + size - 1, __ATOMIC_RELAXED);
     return ds__sigbus_broken(address);
 }
 
