@@ -39,11 +39,16 @@ static inline bool ds__sigbus_broken(const void *address) {
     return atomic_load_explicit(&ds__sigbus_faults, memory_order_relaxed) != 0 && ds__sigbus_search(address);
 }
 
+/* Takes the fault of a page, if there is one to take. A writer may be storing that very byte: what is read is thrown away,
+ * so there is nothing to race for, and TSan need not look. */
+__attribute__((no_sanitize_thread)) static inline void ds__sigbus_touch(const unsigned char *byte) {
+    (void)__atomic_load_n((const volatile unsigned char *)byte, __ATOMIC_RELAXED);
+}
+
 /* A file that was cut has lost its last page, wherever the cut is. The page that the cut goes through is zeroed behind it
  * without a signal, so what lies there is not to be had by reading it alone. */
 static inline bool ds__sigbus_cut(const void *address, uint64_t size) {
-    /* Atomic, because a writer may be storing an index slot there; what is read does not matter. */
-    (void)__atomic_load_n((const volatile unsigned char *)address + size - 1, __ATOMIC_RELAXED);
+    ds__sigbus_touch((const unsigned char *)address + size - 1);
     return ds__sigbus_broken(address);
 }
 
