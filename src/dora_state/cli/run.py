@@ -1,62 +1,21 @@
-"""The command line.
-
-Exit codes: 0 all went well; 1 it failed; 2 the input is wrong, and nothing was changed.
-
-An error is one line that says what is wrong and, where we know it, one that says what to do. Our messages end with
-the latter behind their last semicolon.
-"""
+"""dora-state run: hosts an operator as a node of a dataflow."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .errors import FormatError, NotAStoreError, OperatorError, StateError
-
-# What is wrong here is what was asked for: the file, the option, the directory.
-_INPUT_ERRORS = (OperatorError, NotAStoreError, FormatError, ValueError)
-
+from ..errors import OperatorError
 
 # The policy has the same bound and is imported later: see `run`.
 _SECONDS = click.FloatRange(min=0, max=7 * 24 * 3600)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
-    try:
-        return cli.main(arguments, prog_name="dora-state", standalone_mode=False) or 0
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "dora-state"
-        return _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", 2)
-    except click.Abort:
-        return 130
-    except _INPUT_ERRORS as error:
-        return _fail(str(error), 2)
-    except (StateError, OSError) as error:
-        return _fail(str(error), 1)
-
-
-def _fail(message: str, code: int) -> int:
-    what, _, hint = message.rpartition("; ")
-    print(f"error: {what or hint}", file=sys.stderr)
-    if what:
-        print(f"hint: {hint}", file=sys.stderr)
-    return code
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="dora-state", message="dora-state %(version)s")
-def cli() -> None:
-    """Crash-safe state for dora operators, and one shared store for all nodes of a dataflow."""
-
-
-@cli.command()
+@click.command()
 @click.argument("operator", type=click.Path(path_type=Path), metavar="OPERATOR.py")
 @click.option(
     "--restart-policy",
@@ -164,8 +123,8 @@ def run(
     """
     _check_operator(operator)
     # Only now: these take a while to import, and an error should not have to wait for them.
-    from . import dora
-    from .runtime.policy import RestartPolicy
+    from .. import dora
+    from ..runtime.policy import RestartPolicy
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     policy = RestartPolicy(
