@@ -2,4 +2,6 @@ from __future__ import annotations
 
 
 def pytest_addoption(parser):
-    parser.addoption("--rounds", type=int, default=200, help="passes over all keys to time")
+    parser.addoption(
+        "--full", action="store_true", help="the sizes of docs/benchmarks.md, for minutes"
+    )

@@ -1,16 +1,19 @@
-"""Measures the store beside a dict and LMDB: python3 bench/run.py [--quick]
+"""Measures all that dora-state says of its speed: python3 bench/run.py [--quick] [--write] [PART ...]
 
-Prints nanoseconds for one operation, the median over all rounds, and how they compare. Times differ by machine and
-hour; the ratios are of one run and differ less.
+    engine    the store beside a dict, LMDB, libmdbx, gdbm, RocksDB, SQLite and Redis
+
+Each part is a program of this folder that prints markdown. --quick shows within a minute that it works; its figures
+are worth nothing. --write puts what is printed into docs/benchmarks.md, between the marks of the part. Measure on a
+machine that does nothing else; figures move by half between runs, and the ratios of one run less.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import platform
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -18,22 +21,28 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import environment  # noqa: E402
 
-ROUNDS = {"": 2000, "--quick": 50}
+PARTS = {"engine": "engine.py"}
+DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
 
 
 def main(arguments: list[str]) -> int:
-    option = arguments[0] if arguments else ""
-    if option not in ROUNDS:
-        print(f"error: there is no option {option}\nhint: use --quick, or nothing", file=sys.stderr)
+    options = {argument for argument in arguments if argument.startswith("-")}
+    names = [argument for argument in arguments if argument not in options]
+    if unknown := [
+        *(options - {"--quick", "--write"}),
+        *(name for name in names if name not in PARTS),
+    ]:
+        print(
+            f"error: there is no {unknown[0]}\nhint: {', '.join(PARTS)}; --quick, --write",
+            file=sys.stderr,
+        )
         return 2
     environment.create()
-    environment.install_package("bench", "test")
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--override-ini", "addopts="]
-        settings = ["--benchmark-json", report, "--benchmark-quiet", "--rounds", ROUNDS[option]]
+    environment.install_package("bench", "test", "dora")
+    for name in names or PARTS:
+        begin, load = time.monotonic(), os.getloadavg()[0]
         result = subprocess.run(
-            [environment.program("python"), *command, *map(str, settings), "bench"],
+            [environment.program("python"), f"bench/{PARTS[name]}", *(options & {"--quick"})],
             cwd=REPOSITORY,
             env=environment.variables(),
             stdin=subprocess.DEVNULL,
@@ -41,30 +50,31 @@ def main(arguments: list[str]) -> int:
             text=True,
             check=False,
         )
+        print(result.stdout)
         if result.returncode:
-            print(result.stdout)
+            print(f"error: {name} ended with exit code {result.returncode}", file=sys.stderr)
             return 1
-        print_table(json.loads(report.read_text())["benchmarks"])
+        note = f"{machine()}, load {load:.1f} before; {time.monotonic() - begin:.0f} s."
+        print(note, flush=True)
+        if "--write" in options:
+            write(name, f"{result.stdout.strip()}\n\n{note}")
     return 0
 
 
-def print_table(benchmarks: list[dict]) -> None:
-    """One row for a workload: the store, and each peer with its time as a multiple of the store's."""
-    table: dict[str, dict[str, float]] = {}
-    for benchmark in benchmarks:
-        info = benchmark["extra_info"]
-        nanoseconds = benchmark["stats"]["median"] * 1e9 / info["operations"]
-        table.setdefault(info["workload"], {})[info["peer"]] = nanoseconds
-    peers = ["dict", "lmdb", "lmdb_held"]
-    print(f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
-    print(f"{'ns for one':12} {'store':>8}" + "".join(f"{peer:>18}" for peer in peers))
-    for workload, times in table.items():
-        cells = [
-            f"{times[peer]:9.0f} ({times[peer] / times['store']:5.2f}x)" if peer in times else ""
-            for peer in peers
-        ]
-        row = f"{workload.replace('_', ' '):12} {times['store']:8.0f}"
-        print((row + "".join(f"{cell:>18}" for cell in cells)).rstrip())
+def machine() -> str:
+    """What the figures are of."""
+    system = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    date = time.strftime("%Y-%m-%d")
+    return f"{date}, Python {platform.python_version()}, {system}, {os.cpu_count()} cores"
+
+
+def write(name: str, markdown: str) -> None:
+    """Between the marks of the part, which the document must have."""
+    before, begin, rest = DOCUMENT.read_text().partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->\n")
+    if not begin or not end:
+        sys.exit(f"error: {DOCUMENT} has no marks for {name}")
+    DOCUMENT.write_text(f"{before}{begin}{markdown}\n{end}{after}")
 
 
 if __name__ == "__main__":
