@@ -6,6 +6,7 @@
     asan      the C tests under the address and the undefined-behaviour sanitizer
     tsan      the C tests under the thread sanitizer
     python    pytest, against the installed wheel
+    bench     the benchmarks in quick mode: do they work? No time is looked at
 
 Without a part, all of them in this order. The first that fails ends the run with exit code 1. Needs Python with pip, a
 C compiler, cmake and make; everything else goes into a virtual environment in the repository.
@@ -86,6 +87,10 @@ def python_tests() -> None:
     python("-m", "pytest", DORA_STATE_DISTRIBUTIONS=str(DISTRIBUTIONS))
 
 
+def bench() -> None:
+    python("bench/run.py", "--quick")
+
+
 PARTS: dict[str, Callable[[], None]] = {
     "package": package,
     "lint": lint,
@@ -93,6 +98,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "asan": asan,
     "tsan": tsan,
     "python": python_tests,
+    "bench": bench,
 }
 
 
