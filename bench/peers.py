@@ -1,11 +1,11 @@
 """The stores that are measured beside each other, each behind one small adapter with its settings written beside it.
 
-All but `dict` are set to the same promise where they can be: what a call wrote when it returned survives the SIGKILL of
-the process, and nothing is synced. With `durable` each call ends with a sync instead. What differs is in `settings`, and
-goes into the table.
+All but `dict` are set to the same promise where they can be: what a call wrote when it returned survives the SIGKILL
+of the process, and nothing is synced. With `durable` each call ends with a sync instead. What differs is in `settings`,
+and goes into the table.
 
-An adapter has `put(key, value)` and `get(key)`, as near to the library's own call as they can be, because a wrapper around
-a call of 100 ns is measured more than the call. What a peer cannot do is None.
+An adapter has `put(key, value)` and `get(key)`, as near to the library's own call as they can be, because a wrapper
+around a call of 100 ns is measured more than the call. What a peer cannot do is None.
 """
 
 from __future__ import annotations

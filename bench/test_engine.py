@@ -1,4 +1,4 @@
-"""The store engine beside its peers (peers.py), one row of docs/benchmarks.md for each workload. Nothing asserts a time.
+"""The store engine beside its peers (peers.py), a row of docs/benchmarks.md for each workload. Nothing asserts a time.
 
 All peers of a workload take turns, pass by pass, so that a machine that gets slower or busier meets all of them. A pass
 is one benchmark of pytest-benchmark; engine.py takes medians over all rounds of all passes. Keys have 16 bytes, and
