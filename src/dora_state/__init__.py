@@ -1,9 +1,27 @@
 """Crash-safe state for dora operators, and one shared store for all nodes of a dataflow."""
 
-from .kvs import kvs_delete, kvs_keys, kvs_read, kvs_write
-from .operator import delete_state, save_state
-from .runtime.policy import RestartPolicy
-from .store import Entry, Repaired, Store, repair
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import started_in as _started_in  # noqa: F401  before the process goes elsewhere
+
+if TYPE_CHECKING:
+    from . import errors as errors
+    from .kvs import (
+        kvs_batch,
+        kvs_compare_and_write,
+        kvs_delete,
+        kvs_entry,
+        kvs_keys,
+        kvs_read,
+        kvs_update,
+        kvs_wait,
+        kvs_wait_async,
+        kvs_write,
+    )
+    from .operator import delete_state, save_state
+    from .runtime.policy import RestartPolicy
+    from .store import Entry, Repaired, Store, repair
 
 __all__ = [
     "Entry",
@@ -11,10 +29,39 @@ __all__ = [
     "RestartPolicy",
     "Store",
     "delete_state",
+    "kvs_batch",
+    "kvs_compare_and_write",
     "kvs_delete",
+    "kvs_entry",
     "kvs_keys",
     "kvs_read",
+    "kvs_update",
+    "kvs_wait",
+    "kvs_wait_async",
     "kvs_write",
     "repair",
     "save_state",
 ]
+
+# Imported when they are first asked for: an operator that only saves needs no kvs_*, and a node that only shares no
+# runtime.
+_HOMES = {
+    "RestartPolicy": "runtime.policy",
+    "delete_state": "operator",
+    "save_state": "operator",
+} | dict.fromkeys(("Entry", "Repaired", "Store", "repair"), "store")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module(".errors", __name__)
+    home = "kvs" if name.startswith("kvs_") else _HOMES.get(name)
+    if home is None or name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,19 +14,22 @@ commit of a handler: after a crash the event is handled again, and so is the wri
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from . import location, node_config, run_record
 from .errors import OperatorError
 from .membership import Membership
+from .started_in import STARTED_IN
 from .store import Store
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from .store import Batch, Entry
 
 _T = TypeVar("_T")
 _RAISE: Any = object()
@@ -61,12 +64,59 @@ def kvs_keys(prefix: str = "") -> list[str]:
     return sorted(key for key in _shared() if key.startswith(prefix))
 
 
+def kvs_entry(key: str) -> Entry:
+    """The last value of a key with the sequence of its commit; KeyError if there is none."""
+    return _shared().entry(key)
+
+
+def kvs_compare_and_write(key: str, value: Buffer, expected: int) -> int:
+    """Writes only if the key is still at the sequence `expected` (0: is missing); else Conflict, with the real one."""
+    return _shared().compare_and_put(key, value, expected=expected)
+
+
+def kvs_batch() -> Batch:
+    """Collects changes, `put` and `delete`, and makes them one commit at the end of a `with` block.
+
+    Readers see all of it or nothing, also after a crash; an exception in the block discards the changes.
+    """
+    return _shared().batch()
+
+
+def kvs_update(
+    key: str, function: Callable[[Any], Buffer], *, default: bytes | None = None
+) -> bytes:
+    """Writes what `function` makes of the present value, or of `default` if there is none; returns the new value.
+
+    Nothing can come between the reading and the writing: where another process was faster, `function` is called again
+    with what that one has written. So it should be quick, and do nothing but compute.
+
+        kvs_update("pieces", lambda n: str(int(n) + 1).encode(), default=b"0")
+    """
+    return _shared()._modify(key, function, default).value
+
+
+def kvs_wait(
+    key: str, after: int = 0, timeout: float | None = None, *, prefix: bool = False
+) -> int | None:
+    """Sleeps until `key` has a commit after the sequence `after`, and returns that one's sequence; a delete counts.
+
+    Args:
+        after: a sequence, of kvs_write, kvs_entry or an earlier wait. 0: return at once if the key was ever written.
+        timeout: in seconds; after it, the result is None. Without one, for ever.
+        prefix: any key that begins with `key` will do.
+    """
+    return _shared().wait(key, after=after, timeout=timeout, prefix=prefix)
+
+
+async def kvs_wait_async(
+    key: str, after: int = 0, timeout: float | None = None, *, prefix: bool = False
+) -> int | None:
+    """kvs_wait for asyncio: the event loop runs on meanwhile, and the wait can be cancelled."""
+    return await _shared().wait_async(key, after=after, timeout=timeout, prefix=prefix)
+
+
 # One handle for each process.
 
-# dora starts a node in the folder of its dataflow. The node may leave it before its first call.
-_started_in = Path()
-with contextlib.suppress(FileNotFoundError):
-    _started_in = Path.cwd()
 _opening = threading.Lock()
 _store: Store | None = None
 _membership: Membership | None = None
@@ -95,7 +145,7 @@ def _find() -> tuple[Path, Membership | None]:
                 "kvs_* needs to know where the shared store is, and this process was not started by dora;"
                 " set DORA_STATE_DIR to a state directory"
             )
-        root = location.resolve(None, _started_in)
+        root = location.resolve(None, STARTED_IN)
         location.prepare(root)
         return root / "shared", None
     root = _state_dir(config)
@@ -113,8 +163,8 @@ def _state_dir(config: node_config.NodeConfig) -> Path:
                 " give all its operators the same --state-dir"
             )
         if config.state_dirs:
-            return location.resolve(Path(config.state_dirs[0]), _started_in)
-    return location.resolve(None, _started_in)
+            return location.resolve(Path(config.state_dirs[0]), STARTED_IN)
+    return location.resolve(None, STARTED_IN)
 
 
 def _forget_after_fork() -> None:

@@ -6,6 +6,8 @@ The fast calls (put, get, delete, view, [], in, len) are the engine's own method
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import (
     Callable,
     ItemsView,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _RAISE: Any = object()
+Batch = _core.Batch
+_SLICE_S = 0.1  # of a wait; a cancelled one ends with it
 
 
 class Entry(NamedTuple):
@@ -141,12 +145,21 @@ class Store(_core.Store, MutableMapping[str, bytes]):
         batch.put(key, value, _core.USER, expected)
         return batch.commit()
 
-    def modify(self, key: str, function: Callable[[bytes | None], Buffer]) -> int:
-        """Puts what `function` makes of the present value (None: missing); calls it again if another was faster."""
+    def modify(
+        self, key: str, function: Callable[[Any], Buffer], *, default: bytes | None = None
+    ) -> int:
+        """Puts what `function` makes of the present value, or of `default`; calls it again if another was faster."""
+        return self._modify(key, function, default).sequence
+
+    def _modify(self, key: str, function: Callable[[Any], Buffer], default: bytes | None) -> Entry:
+        """modify(), and what was put."""
         while True:
-            value, sequence = self._get(_core.USER, key) or (None, 0)
+            value, sequence = self._get(_core.USER, key) or (default, 0)
+            new = function(value)
+            if type(new) is not bytes:
+                new = memoryview(new).tobytes()
             try:
-                return self.compare_and_put(key, function(value), expected=sequence)
+                return Entry(new, self.compare_and_put(key, new, expected=sequence))
             except Conflict:
                 continue
 
@@ -203,6 +216,30 @@ class Store(_core.Store, MutableMapping[str, bytes]):
             except Conflict:
                 continue
         return found[0]
+
+    # Waiting; wait() is the engine's.
+
+    async def wait_async(
+        self, key: str, *, after: int, timeout: float | None = None, prefix: bool = False
+    ) -> int | None:
+        """wait() for asyncio: the event loop runs on meanwhile, and the wait can be cancelled."""
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout is None or seconds from 0 up, not {timeout!r}")
+        from . import waiting  # asyncio takes as long to import as all of dora-state
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+
+        def wait(cancelled: threading.Event) -> int | None:
+            while not cancelled.is_set():
+                left = _SLICE_S
+                if deadline is not None:
+                    left = max(0.0, min(left, deadline - time.monotonic()))
+                found = self.wait(key, after=after, timeout=left, prefix=prefix)
+                if found is not None or (deadline is not None and time.monotonic() >= deadline):
+                    return found
+            return None
+
+        return await waiting.in_thread(wait)
 
 
 class _Values(ValuesView[bytes]):
