@@ -12,17 +12,17 @@ from pathlib import Path
 import msgpack
 from dora import Node
 
-from dora_state import kvs_read, kvs_write
+from dora_state import kvs_write, operator_status
 
-STATUS = "dora-state/counter/status"
+OPERATOR = "counter"
 TICK_S = 0.01
 PATIENCE_S = 30.0
 
 
 def worker_pid() -> int:
     """The process that runs the operator now, or 0."""
-    status = kvs_read(STATUS, default=None)
-    return msgpack.unpackb(status)["worker_pid"] if status else 0
+    status = operator_status(OPERATOR)
+    return status["worker_pid"] if status else 0
 
 
 def is_ours(pid: int) -> bool:
@@ -44,7 +44,7 @@ def kill(pid: int) -> bool:
     try:
         if not is_ours(pid):
             raise SystemExit(
-                f"process {pid} is named in {STATUS} but does not belong to this dataflow"
+                f"process {pid} is in the status of {OPERATOR} but does not belong to this dataflow"
             )
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     except (ProcessLookupError, FileNotFoundError):
@@ -59,7 +59,9 @@ def kill_once() -> float:
     deadline = time.monotonic() + PATIENCE_S
     while not ((victim := worker_pid()) and kill(victim)):
         if time.monotonic() > deadline:
-            raise SystemExit(f"no worker to kill: {STATUS} names {victim or 'none'}")
+            raise SystemExit(
+                f"no worker to kill: the status of {OPERATOR} names {victim or 'none'}"
+            )
         time.sleep(0.001)
     killed_at = time.monotonic()
     while worker_pid() in (0, victim):

@@ -6,9 +6,7 @@ import msgpack
 from dora import Node
 from ledger import Ledger, summary
 
-from dora_state import kvs_read, kvs_write
-
-STATUS = "dora-state/counter/status"
+from dora_state import kvs_read, kvs_write, operator_status
 
 
 def main() -> int:
@@ -21,8 +19,8 @@ def main() -> int:
 
     sent = int(kvs_read("counter/sent", default=b"0"))
     restart_ms = msgpack.unpackb(kvs_read("counter/restart_ms", default=b"\x90"))
-    status = kvs_read(STATUS, default=None)
-    restarts = msgpack.unpackb(status)["restarts"] if status else 0
+    status = operator_status("counter")
+    restarts = status["restarts"] if status else 0
 
     ledger.close(sent, kills=len(restart_ms), restarts=restarts)
     for problem in ledger.problems[:20]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         kvs_wait_async,
         kvs_write,
     )
+    from .observe import operator_status
     from .operator import delete_state, save_state
     from .runtime.policy import RestartPolicy
     from .store import Entry, Repaired, Store, repair
@@ -39,6 +40,7 @@ __all__ = [
     "kvs_wait",
     "kvs_wait_async",
     "kvs_write",
+    "operator_status",
     "repair",
     "save_state",
 ]
@@ -48,6 +50,7 @@ __all__ = [
 _HOMES = {
     "RestartPolicy": "runtime.policy",
     "delete_state": "operator",
+    "operator_status": "observe",
     "save_state": "operator",
 } | dict.fromkeys(("Entry", "Repaired", "Store", "repair"), "store")
 

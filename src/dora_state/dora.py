@@ -26,11 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgpack
-
 from dora_state import location, node_config
 from dora_state._core import Store
 from dora_state.errors import OperatorError, StateError
+from dora_state.runtime import status as status_record
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.runtime.supervisor import Outcome, State, Supervisor, SupervisorConfig
@@ -244,7 +243,7 @@ class _Publisher:
     """Writes the latest status to the shared store, from a thread of its own."""
 
     def __init__(self, node_id: str) -> None:
-        self._key = f"dora-state/{node_id}/status"
+        self._node_id = node_id
         self._lock = threading.Condition()
         self._latest: dict[str, Any] | None = None
         self._closing = False
@@ -279,7 +278,7 @@ class _Publisher:
                     return
                 if store is None:
                     store = Store(str(shared))
-                store.put(self._key, msgpack.packb(status))
+                status_record.write(store, self._node_id, status)
         except (StateError, OSError) as error:
             log.warning("the status is not published any more: %s", error)
         finally:

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 from hosting import EAGER, LEDGER, PATIENCE_S, kill, ledger
 
 from dora_state import Store, dora
 from dora_state.errors import OperatorError
+from dora_state.runtime import status as status_record
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.runtime.value import BYTES
@@ -135,7 +135,9 @@ class Flow:
 
     def status(self) -> dict[str, Any]:
         with Store(self.folder / "state" / "shared") as store:
-            return msgpack.unpackb(store["dora-state/counter/status"])
+            if (found := status_record.read(store, "counter")) is None:
+                raise KeyError("counter")
+            return found
 
     def worker_pid(self) -> int:
         """Of the running worker; polled, since the status is made for polling."""

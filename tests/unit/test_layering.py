@@ -29,14 +29,23 @@ LAYERS = {
     "runtime": {"_core", "errors", "operator", "codec", "runtime"},
     "dora": {"_core", "errors", "location", "node_config", "runtime"},
     "cli": {"cli", "dora", "errors", "location", "runtime", "store"},
-    "__init__": {"errors", "kvs", "operator", "runtime", "started_in", "store"},
+    "observe": {"kvs", "runtime"},
+    "__init__": {
+        "errors",
+        "kvs",
+        "observe",
+        "operator",
+        "runtime",
+        "started_in",
+        "store",
+    },
     "__main__": {"cli"},
 }
 # Third-party modules, and who may import them.
 OUTSIDE = {
     "click": {"cli"},
     "dora": {"dora"},
-    "msgpack": {"codec", "dora", "runtime"},
+    "msgpack": {"codec", "runtime"},
     "numpy": {"codec", "runtime"},
     "pyarrow": {"dora", "runtime"},
     "yaml": {"dora", "node_config"},

@@ -37,8 +37,7 @@ import random
 import selectors
 import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,7 @@ from dora_state.runtime.outputs import Output
 from dora_state.runtime.pipes import Relay
 from dora_state.runtime.policy import Action, Ending, History, RestartPolicy
 from dora_state.runtime.restart import Restart
+from dora_state.runtime.status import Account
 from dora_state.runtime.worker import WorkerConfig
 from dora_state.runtime.workers import Worker, Workers, import_error
 from dora_state.runtime.zygote import Zygote
@@ -58,7 +58,6 @@ from dora_state.runtime.zygote import Zygote
 log = logging.getLogger("dora_state.supervisor")
 
 STANDBY = ("fork", "process", "off")
-_RESTART_TIMES_KEPT = 1000
 
 
 @dataclass(frozen=True)
@@ -139,8 +138,7 @@ class Supervisor:
         self.config = config
         self.state = State.STARTING
         self.outcome: Outcome | None = None
-        self.restarts = 0
-        self.restart_ms: deque[float] = deque(maxlen=_RESTART_TIMES_KEPT)
+        self.account = Account()
         self.input = InputBuffer(config.queue_sizes)
 
         self._send = send
@@ -178,6 +176,14 @@ class Supervisor:
             on_death=self._on_death,
             on_reaped=self._on_reaped,
         )
+
+    @property
+    def restarts(self) -> int:
+        return self.account.restarts
+
+    @property
+    def restart_ms(self) -> Sequence[float]:
+        return self.account.restart_ms
 
     def __del__(self) -> None:
         # Not in close(): another thread may be in wake(), and would then write to whatever gets the
@@ -292,9 +298,9 @@ class Supervisor:
         """What others may see, as plain data."""
         current = self._current
         return {
+            **self.account.as_dict(),
             "state": self.state.value,
-            "restarts": self.restarts,
-            "restart_ms": list(self.restart_ms),
+            "why": self._why,
             "worker_pid": current.pid if current is not None else 0,
             "incarnation": current.incarnation if current is not None else 0,
             "dropped": dict(self.input.dropped),
@@ -393,6 +399,7 @@ class Supervisor:
     def _on_ready(self, each: Worker, document: dict[str, Any]) -> None:
         each.is_ready = True
         each.ready = document
+        self.account.take_ready(document)
         if self.state is State.STARTING:
             self.state = State.RUNNING  # (1)
             self._publish(self.status())
@@ -463,11 +470,12 @@ class Supervisor:
             jitter=random.uniform(-1, 1),
         )
         self._begin_restart(dead)
+        self._note_crash(dead)
         if decision.action is Action.STOP:
             self._failed = not ending.asked
             self._begin_stop(clean=ending.asked, why=decision.why)  # (7)
         else:
-            self.restarts += 1
+            self.account.restarts += 1
             if decision.action is Action.RESTART and decision.delay == 0:
                 self._start_worker()  # (2)
             else:
@@ -528,18 +536,28 @@ class Supervisor:
             self._restart.number = self._replay.number
             self._restart.attempt = self._replay.attempt
 
+    def _note_crash(self, dead: Worker) -> None:
+        event = self._replay if dead.is_ready else None
+        if event is None:
+            self.account.take_crash(dead, None, 0)
+        else:
+            self.account.replayed += 1
+            self.account.take_crash(dead, event.number, event.attempt - 1)
+
     def _finish_restart(self, each: Worker) -> None:
         """The first event after a restart is handled, or it is ready and there is none."""
         restart = self._restart
         if restart is None or restart.successor is not None:
             return
         restart.finish(each, time.monotonic())
-        self.restart_ms.append(restart.took_ms)
+        self.account.restart_ms.append(restart.took_ms)
         self._publish(self.status())
         self._on_reaped(restart.dead)
 
     def _on_reaped(self, dead: Worker) -> None:
         """How a worker ended is known now, which may be before or after the restart is over."""
+        if self.account.take_end(dead):
+            self._publish(self.status())
         restart = self._restart
         if restart is not None and restart.dead is dead and restart.is_told_completely:
             restart.log(self.config.node_id)
