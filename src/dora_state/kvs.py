@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from . import location, node_config, run_record
 from .errors import OperatorError
 from .membership import Membership
+from .shared_writes import seen_by_handler
 from .started_in import STARTED_IN
 from .store import Store
 
@@ -123,7 +124,7 @@ _membership: Membership | None = None
 
 
 def _shared() -> Store:
-    return _store or _open()
+    return seen_by_handler(_store or _open())
 
 
 def _open() -> Store:

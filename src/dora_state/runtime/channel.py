@@ -44,6 +44,10 @@ READY = 17  # __init__ and restore_state are done
 OUTPUT = 18
 DONE = 19  # the event's commit is made
 FAILED = 20  # an exception came out; the worker ends
+RECOVERED = 21  # a prepared step of the worker before is finished or dropped: see shared_step.py
+CONFLICT = (
+    22  # the shared store has changed under the handler, which has to run again; the worker ends
+)
 # both
 TYPE = 32  # an Arrow type: what a number in later values means
 

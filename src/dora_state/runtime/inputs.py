@@ -32,6 +32,7 @@ class Event:
     size_bytes: int
     number: int = 0  # given when it is first handed to a worker
     attempt: int = 1
+    conflicts: int = 0  # attempts among these that ended in a conflict, for which nobody is charged
     dropped: bool = field(default=False, repr=False)
 
     def send(self, to: channel.Channel) -> None:

@@ -4,11 +4,15 @@ hardly ever hit.
 The environment variable DORA_STATE_KILL lists them as `name@n` or `name@n=how`, separated by
 commas. For the points around an event, n is its number, and only the first attempt dies; for those
 around a start, n is the incarnation, except for import, where it counts the host's workers. `how` is
-kill (SIGKILL, the default), abort, segv, exit, quit (sys.exit) or raise. Without the variable,
+kill (SIGKILL, the default), abort, segv, exit, quit (sys.exit), raise, or stop (SIGSTOP). Without the variable,
 `reach` does nothing. The names, in the order in which a worker meets them:
 
     import init after-init restore after-restore after-restore-commit
     event output torn-output after-output before-commit after-commit after-ack
+
+and with `shared_writes = "commit"` (shared_step.py), around the two stores and when a successor recovers:
+
+    before-prepare after-prepare after-marker       recover after-claim after-recover
 """
 
 from __future__ import annotations
@@ -35,6 +39,10 @@ EVENT_POINTS = (
     "after-commit",
     "after-ack",
 )
+SHARED_POINTS = ("before-prepare", "after-prepare", "after-marker")
+RECOVERY_POINTS = ("recover", "after-claim", "after-recover")
+_OF_A_START = START_POINTS + RECOVERY_POINTS
+_NAMES = _OF_A_START + EVENT_POINTS + SHARED_POINTS
 ENVIRONMENT = "DORA_STATE_KILL"
 
 
@@ -44,6 +52,10 @@ class KilledError(Exception):
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _abort() -> None:
@@ -68,6 +80,7 @@ def _raise() -> None:
 
 _HOW: dict[str, Callable[[], None]] = {
     "kill": _kill,
+    "stop": _stop,
     "abort": _abort,
     "segv": _segv,
     "exit": _exit,
@@ -81,11 +94,7 @@ def _parse(text: str) -> dict[tuple[str, int], str]:
     for item in filter(None, text.split(",")):
         place, _, how = item.partition("=")
         name, _, n = place.partition("@")
-        if (
-            name not in START_POINTS + EVENT_POINTS
-            or not n.isdigit()
-            or (how or "kill") not in _HOW
-        ):
+        if name not in _NAMES or not n.isdigit() or (how or "kill") not in _HOW:
             raise ValueError(f"{ENVIRONMENT} has {item!r}; use name@number or name@number=how")
         points[name, int(n)] = how or "kill"
     return points
@@ -102,7 +111,7 @@ def attempt(number: int) -> None:
 
 
 def is_set(name: str, n: int) -> bool:
-    return bool(_points) and (name, n) in _points and (name in START_POINTS or _attempt == 1)
+    return bool(_points) and (name, n) in _points and (name in _OF_A_START or _attempt == 1)
 
 
 def reach(name: str, n: int) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,14 +96,18 @@ class Stage:
             return changes
 
 
-def commit(store: Store, changes: dict[str, bytes | None], step: Step | None = None) -> None:
-    """Make the changes, and the step if there is one, one commit."""
-    batch: Any = store._batch()
+def fill(batch: Any, changes: Mapping[str, bytes | None]) -> None:
     for key, value in changes.items():
         if value is None:
             batch.delete(key)
         else:
             batch.put(key, value)
+
+
+def commit(store: Store, changes: dict[str, bytes | None], step: Step | None = None) -> None:
+    """Make the changes, and the step if there is one, one commit."""
+    batch: Any = store._batch()
+    fill(batch, changes)
     if step is not None:
         batch.put(KEY, step.pack(), keyspace=RUNTIME)
     batch.commit()

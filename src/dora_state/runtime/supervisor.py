@@ -44,7 +44,7 @@ from typing import Any
 
 from dora_state._core import Store
 from dora_state.errors import OperatorError
-from dora_state.runtime import channel, inputs, outputs, policy, step
+from dora_state.runtime import channel, inputs, outputs, policy, shared_step, step
 from dora_state.runtime.inputs import Event, InputBuffer
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.pipes import Relay
@@ -395,6 +395,8 @@ class Supervisor:
             self._finish_restart(each)
         elif message.kind == channel.READY:
             self._on_ready(each, message.document)
+        elif message.kind == channel.RECOVERED:
+            self._decide(each)
 
     def _on_ready(self, each: Worker, document: dict[str, Any]) -> None:
         each.is_ready = True
@@ -460,6 +462,13 @@ class Supervisor:
             self._end()  # (8)
         if self.state is State.ENDED:
             return  # also when what it had committed last was the wish to stop
+        if dead.conflict is not None:
+            self.account.conflicts += 1
+            if self._replay is not None:
+                self._replay.conflicts += 1
+            log.debug("the handler runs again, as the shared store has changed: %s", dead.conflict)
+            self._start_worker()  # (2), and nobody is charged for it
+            return
         ending = Ending(asked=dead.asked_to_stop, progressed=dead.commits > 0)
         assert dead.noticed_end is not None
         decision, self._history = policy.decide(
@@ -489,6 +498,16 @@ class Supervisor:
         """Decide about the event that a dead worker had. The only place that does."""
         assert self._store is not None
         self._store.fence(dead.incarnation + 1)
+        event = self._in_flight
+        if event is not None and dead.is_ready:  # one that died in __init__ has not attempted it
+            event.attempt += 1
+        self._decide(dead)
+
+    def _decide(self, dead: Worker) -> None:
+        """Read the record. An event whose step is prepared stays open until the next worker has
+        finished or dropped that, and says RECOVERED.
+        """
+        assert self._store is not None
         record = step.read(self._store)
         event = self._in_flight
         if event is None:
@@ -501,10 +520,10 @@ class Supervisor:
                 )
             self._on_done(dead, event.number, record.status)
             return
+        if shared_step.pending_number(self._store) == event.number:
+            return
         self._held.clear()
         self._in_flight = None
-        if dead.is_ready:  # one that died in __init__ has not attempted it
-            event.attempt += 1
         self._replay = event
 
     def _log_death(self, dead: Worker, decision: policy.Decision) -> None:
@@ -618,7 +637,8 @@ class Supervisor:
         fence = self._store.stats()["fence"]
         self._store.fence(fence + 1)  # a worker of a host before us has no say any more
         record = step.read(self._store)
-        self._number = record.number
+        # What is prepared counts as handed out: it may turn out to have been committed.
+        self._number = max(record.number, shared_step.pending_number(self._store))
         incarnation = max(fence, record.incarnation)
         self.workers.open_store(path, self.config.durability, incarnation)
 
@@ -629,6 +649,7 @@ class Supervisor:
             WorkerConfig(
                 operator=str(config.operator.resolve()),
                 immediate=tuple(sorted(config.immediate)),
+                node_id=config.node_id,
                 descriptor=config.descriptor,
                 arrow_outputs=config.arrow_outputs,
             ),

@@ -33,9 +33,11 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from dora_state import operator as operator_api
+from dora_state import shared_writes
 from dora_state._core import USER, Store
 from dora_state.errors import OperatorError, TooLarge
-from dora_state.runtime import channel, killpoint, process, step, value
+from dora_state.runtime import channel, killpoint, process, shared_step, step, value
+from dora_state.runtime.shared_step import ConflictError, SharedSteps
 from dora_state.runtime.step import Stage, Step
 
 log = logging.getLogger("dora_state.operator")
@@ -51,6 +53,7 @@ class WorkerConfig:
 
     operator: str
     immediate: tuple[str, ...] = ()  # outputs that do not wait for the commit
+    node_id: str = "operator"
     descriptor: Any = None  # becomes self.dataflow_descriptor
     arrow_outputs: bool = False  # outputs are bytes or Arrow arrays, as dora wants them
 
@@ -65,6 +68,9 @@ def run(sock: socket.socket, config: WorkerConfig, number: int) -> NoReturn:
     try:
         worker.serve()
         code = 0
+    except ConflictError as error:
+        with contextlib.suppress(OSError):
+            worker.host.send(channel.CONFLICT, channel.pack(str(error)))
     except BaseException as error:
         try:
             worker.report(error)
@@ -97,6 +103,7 @@ class Worker:
         self.phase = "import"
         self.store: Store | None = None
         self.operator: Any = None
+        self.shared: SharedSteps | None = None  # with shared_writes = "commit"
         self._immediate = frozenset(config.immediate)
         self._warned_none = False
 
@@ -165,9 +172,13 @@ class Worker:
 
     def _start(self, module: ModuleType) -> None:
         assert self.store is not None
+        if shared_step.recover(self.store, self.config.node_id, self.incarnation):
+            self.host.send(channel.RECOVERED, channel.pack(None))
         began = time.monotonic()
         state = {key: data for key, data, _ in self.store._scan(USER)}
         cls = module.Operator
+        if _shared_writes(cls) == shared_writes.COMMIT:
+            self.shared = SharedSteps(self.store, self.config.node_id)
         for name in ("save_state", "delete_state"):
             if not hasattr(cls, name):
                 setattr(cls, name, staticmethod(getattr(operator_api, name)))
@@ -234,14 +245,21 @@ class Worker:
         killpoint.attempt(attempt)
         stage = Stage(number)
         token = operator_api.stage.set(stage)
+        staged = shared_writes.Staged() if self.shared is not None else None
+        shared_token = shared_writes.current.set(staged)
         try:
             killpoint.reach("event", number)
             status = self._status(self.operator.on_event(event, self.send_output))
         finally:
+            shared_writes.current.reset(shared_token)
             operator_api.stage.reset(token)
             saved = stage.close()
         killpoint.reach("before-commit", number)
-        self._commit(saved, Step(number, self.incarnation, status, stage.outputs))
+        done = Step(number, self.incarnation, status, stage.outputs)
+        if self.shared is not None and staged is not None and staged.close():
+            self.shared.commit(staged, saved, done)
+        else:
+            self._commit(saved, done)
         killpoint.reach("after-commit", number)
         self.host.send(channel.DONE, channel.pack((number, status, stage.outputs)))
         killpoint.reach("after-ack", number)
@@ -317,6 +335,8 @@ class Worker:
     def _stop(self) -> None:
         self.phase = "teardown"
         self.operator = None  # dora's operators tear down in __del__
+        if self.shared is not None:
+            self.shared.close()
         if self.store is not None:
             self.store.close()
 
@@ -349,7 +369,16 @@ def load(path: Path, number: int = 0) -> ModuleType:
             f"{path}: class Operator has no method on_event; "
             "define on_event(self, event, send_output)"
         )
+    if _shared_writes(module.Operator) not in shared_writes.MODES:
+        raise OperatorError(
+            f"{path}: Operator.shared_writes is {module.Operator.shared_writes!r:.80}; "
+            f"use one of {', '.join(map(repr, shared_writes.MODES))}"
+        )
     return module
+
+
+def _shared_writes(cls: Any) -> Any:
+    return getattr(cls, "shared_writes", shared_writes.AT_ONCE)
 
 
 def _why_no_spare(before: process.Footprint, after: process.Footprint) -> str:

@@ -45,6 +45,7 @@ class Worker:
         self.commits = 0
         self.asked_to_stop = False  # it returned DoraStatus.STOP
         self.failure: dict[str, Any] | None = None  # what FAILED told
+        self.conflict: str | None = None  # what CONFLICT told
         self.noticed_end: float | None = None
         self.is_dead = False
         self.wait_status: int | None = None
@@ -245,6 +246,9 @@ class Workers:
             self._judge_spares(message.document["why_no_spare"])
         elif message.kind == channel.FAILED:
             each.failure = message.document
+            self.kill(each)
+        elif message.kind == channel.CONFLICT:
+            each.conflict = message.document
             self.kill(each)
         else:
             self._on_message(each, message)
