@@ -97,6 +97,10 @@ void ds__os_futex_wake(_Atomic uint32_t *word); /* all that sleep on it */
 /* Nonzero, the same for the whole life of a process, another one after fork(). */
 uint64_t ds__os_process_stamp(void);
 
+/* Makes every running thread of this process pass a full fence now, so that others can do with a compiler fence where
+ * they would need one for our sake only. False: this kernel does not do that. */
+bool ds__os_fence_threads(void);
+
 #ifdef DS_FAULTS
 /* Fault injection: the call number `at` (counted from 1) fails with `error`, and every later one too if `forever`.
  * Returns how many calls were made since the last arming. */

@@ -166,7 +166,7 @@ MUTANTS = [
         "batch-uses-the-first-empty-slot",
         "append.c",
         "two new keys of a batch that probe to one slot overwrite each other",
-        ("        if (records == 1)\n", "        if (records >= 1)\n"),
+        ("        if (records == 1 ||", "        if (records >= 1 ||"),
     ),
     mutant(
         "sealed-tail-ignored",
@@ -179,8 +179,8 @@ MUTANTS = [
         "append.c",
         "the record's hash does not cover what is stored",
         (
-            "    record->hash = ds__record_hash(record_seed, record, plan->length);",
-            "    record->hash = ds__record_hash(record_seed, record, sizeof *record);",
+            "    header.hash = ds__record_hash(record_seed, record, plan->length);",
+            "    header.hash = ds__record_hash(record_seed, record, sizeof *record);",
         ),
     ),
     # ---- files that are cut under a handle -----------------------------------------------------
@@ -302,7 +302,7 @@ MUTANTS = [
     ),
     mutant(
         "old-index-forever",
-        "read.c",
+        "store.h",
         "readers do not notice that the index was replaced",
         (
             "    if (index != NULL && index->generation == generation) {\n        *out = index;\n        return DS_OK;",
