@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .operator import delete_state, save_state
     from .runtime.policy import RestartPolicy
     from .store import Entry, Repaired, Store, repair
+    from .typed_state import state
 
 __all__ = [
     "Entry",
@@ -43,6 +44,7 @@ __all__ = [
     "operator_status",
     "repair",
     "save_state",
+    "state",
 ]
 
 # Imported when they are first asked for: an operator that only saves needs no kvs_*, and a node that only shares no
@@ -52,6 +54,7 @@ _HOMES = {
     "delete_state": "operator",
     "operator_status": "observe",
     "save_state": "operator",
+    "state": "typed_state",
 } | dict.fromkeys(("Entry", "Repaired", "Store", "repair"), "store")
 
 

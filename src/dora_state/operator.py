@@ -27,6 +27,8 @@ class Session(Protocol):
     def commit_now(self, key: str, value: bytes | None) -> None: ...
 
 
+FIELDS_PREFIX = "@"  # of the keys that typed_state.py writes
+
 session: Session | None = None  # set in a worker, before the operator's file is imported
 stage: ContextVar[Stage | None] = ContextVar("dora_state.stage", default=None)
 
@@ -39,7 +41,7 @@ def save_state(key: str, value: Any, *, flush: bool = False) -> None:
     `restore_state` receives what was last committed.
 
     Args:
-        key: any str.
+        key: any str that does not begin with "@".
         value: bytes or any other C-contiguous buffer (numpy array, Arrow buffer, memoryview).
         flush: commit this save by itself, now. The event may still be handled again.
     """
@@ -54,6 +56,10 @@ def delete_state(key: str, *, flush: bool = False) -> None:
 def _change(key: str, value: bytes | None, flush: bool) -> None:
     if not isinstance(key, str):
         raise TypeError(f"a key is a str, not {type(key).__name__}: {key!r:.80}")
+    if key[:1] == FIELDS_PREFIX:
+        raise ValueError(
+            f"the key {key!r:.80} begins with {FIELDS_PREFIX!r}, as those of state() do; choose another"
+        )
     if session is None:
         raise OperatorError(
             "save_state and delete_state work in an operator that `dora-state run` hosts; "

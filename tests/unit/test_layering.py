@@ -36,7 +36,8 @@ LAYERS = {
         "store",
     },
     "operator": {"errors"},
-    "runtime": {"_core", "errors", "operator", "codec", "runtime", "shared_writes"},
+    "typed_state": {"codec", "errors", "operator"},
+    "runtime": {"_core", "errors", "operator", "runtime", "shared_writes", "typed_state"},
     "dora": {"_core", "errors", "location", "node_config", "runtime"},
     "cli": {"cli", "dora", "errors", "location", "runtime", "store"},
     "observe": {"kvs", "runtime"},
@@ -48,6 +49,7 @@ LAYERS = {
         "runtime",
         "started_in",
         "store",
+        "typed_state",
     },
     "__main__": {"cli"},
 }

@@ -39,6 +39,7 @@ from dora_state.errors import OperatorError, TooLarge
 from dora_state.runtime import channel, killpoint, process, shared_step, step, value
 from dora_state.runtime.shared_step import ConflictError, SharedSteps
 from dora_state.runtime.step import Stage, Step
+from dora_state.typed_state import Fields
 
 log = logging.getLogger("dora_state.operator")
 
@@ -104,6 +105,7 @@ class Worker:
         self.store: Store | None = None
         self.operator: Any = None
         self.shared: SharedSteps | None = None  # with shared_writes = "commit"
+        self._fields: Fields | None = None  # of an operator with typed state
         self._immediate = frozenset(config.immediate)
         self._warned_none = False
 
@@ -200,6 +202,9 @@ class Worker:
         try:
             killpoint.reach("init", self.incarnation)
             self.operator = cls()
+            self._fields = Fields.of(self.operator)
+            if self._fields is not None and not state:
+                self._fields.save(stage.put)
             killpoint.reach("after-init", self.incarnation)
         finally:
             operator_api.stage.reset(token)
@@ -217,15 +222,19 @@ class Worker:
         if not state:
             return
         self.phase = "restore_state"
+        if self._fields is not None:
+            state = self._fields.restore(state)
         restore = getattr(self.operator, "restore_state", None)
-        if restore is None:
+        if restore is None and state:
             log.warning("there is saved state, but the operator has no restore_state")
-            return
         stage = Stage()
         token = operator_api.stage.set(stage)
         try:
             killpoint.reach("restore", self.incarnation)
-            restore(state)
+            if restore is not None:
+                restore(state)
+            if self._fields is not None:
+                self._fields.save(stage.put)
             killpoint.reach("after-restore", self.incarnation)
         finally:
             operator_api.stage.reset(token)
@@ -250,6 +259,8 @@ class Worker:
         try:
             killpoint.reach("event", number)
             status = self._status(self.operator.on_event(event, self.send_output))
+            if self._fields is not None:
+                self._fields.save(stage.put)
         finally:
             shared_writes.current.reset(shared_token)
             operator_api.stage.reset(token)
