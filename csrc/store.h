@@ -34,8 +34,9 @@ struct ds_store {
     pthread_cond_t keeper_wake;
     bool keeper_running, keeper_stop;
     atomic_bool keeper_asked;
-    atomic_bool overdue;          /* a ds_try_put() left a compaction to the next put */
-    atomic_bool compacting_fails; /* the last pass of this handle: writers do not wait for the next */
+    atomic_bool overdue;             /* a ds_try_put() left a compaction to the next put */
+    atomic_bool compacting_fails;    /* the last pass of this handle: writers do not wait for the next */
+    _Atomic uint64_t verified_bytes; /* ds_stats: how far ds_verify() has come, for who watches from another thread */
 };
 
 /* store.c: is the handle usable here, and for writing? */

@@ -7,6 +7,7 @@ from . import started_in as _started_in  # noqa: F401  before the process goes e
 
 if TYPE_CHECKING:
     from . import errors as errors
+    from .headers import get_include
     from .kvs import (
         kvs_batch,
         kvs_compare_and_write,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         kvs_entry,
         kvs_keys,
         kvs_read,
+        kvs_store,
         kvs_update,
         kvs_wait,
         kvs_wait_async,
@@ -31,12 +33,14 @@ __all__ = [
     "RestartPolicy",
     "Store",
     "delete_state",
+    "get_include",
     "kvs_batch",
     "kvs_compare_and_write",
     "kvs_delete",
     "kvs_entry",
     "kvs_keys",
     "kvs_read",
+    "kvs_store",
     "kvs_update",
     "kvs_wait",
     "kvs_wait_async",
@@ -52,6 +56,7 @@ __all__ = [
 _HOMES = {
     "RestartPolicy": "runtime.policy",
     "delete_state": "operator",
+    "get_include": "headers",
     "operator_status": "observe",
     "save_state": "operator",
     "state": "typed_state",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from dora_state import _core
 from dora_state.errors import OperatorError
 
 
@@ -88,3 +89,6 @@ def _copy(key: object, value: Any) -> bytes:
             "make it so with numpy.ascontiguousarray"
         )
     return view.tobytes()
+
+
+_core.on_save(save_state)  # for Cython operators: docs/cython.md

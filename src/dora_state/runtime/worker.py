@@ -183,7 +183,8 @@ class Worker:
             self.shared = SharedSteps(self.store, self.config.node_id)
         for name in ("save_state", "delete_state"):
             if not hasattr(cls, name):
-                setattr(cls, name, staticmethod(getattr(operator_api, name)))
+                with contextlib.suppress(TypeError):  # a class written in C or Cython takes none
+                    setattr(cls, name, staticmethod(getattr(operator_api, name)))
         self._construct(cls, state)
         built = time.monotonic()
         self._restore(state)
@@ -216,7 +217,8 @@ class Worker:
             )
         elif saved:
             self._commit(saved)
-        self.operator.dataflow_descriptor = self.config.descriptor
+        with contextlib.suppress(AttributeError):  # the same
+            self.operator.dataflow_descriptor = self.config.descriptor
 
     def _restore(self, state: dict[str, bytes]) -> None:
         if not state:
