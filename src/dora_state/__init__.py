@@ -7,7 +7,6 @@ from . import started_in as _started_in  # noqa: F401  before the process goes e
 
 if TYPE_CHECKING:
     from . import errors as errors
-    from .headers import get_include
     from .kvs import (
         kvs_batch,
         kvs_compare_and_write,
@@ -15,51 +14,48 @@ if TYPE_CHECKING:
         kvs_entry,
         kvs_keys,
         kvs_read,
-        kvs_store,
         kvs_update,
         kvs_wait,
         kvs_wait_async,
         kvs_write,
     )
     from .observe import operator_status
-    from .operator import delete_state, save_state
+    from .operator import RestoreInfo, delete_state, restore_info, save_state
     from .runtime.policy import RestartPolicy
     from .store import Entry, Repaired, Store, repair
-    from .typed_state import state
 
 __all__ = [
     "Entry",
     "Repaired",
     "RestartPolicy",
+    "RestoreInfo",
     "Store",
     "delete_state",
-    "get_include",
     "kvs_batch",
     "kvs_compare_and_write",
     "kvs_delete",
     "kvs_entry",
     "kvs_keys",
     "kvs_read",
-    "kvs_store",
     "kvs_update",
     "kvs_wait",
     "kvs_wait_async",
     "kvs_write",
     "operator_status",
     "repair",
+    "restore_info",
     "save_state",
-    "state",
 ]
 
 # Imported when they are first asked for: an operator that only saves needs no kvs_*, and a node that only shares no
 # runtime.
 _HOMES = {
     "RestartPolicy": "runtime.policy",
+    "RestoreInfo": "operator",
     "delete_state": "operator",
-    "get_include": "headers",
     "operator_status": "observe",
+    "restore_info": "operator",
     "save_state": "operator",
-    "state": "typed_state",
 } | dict.fromkeys(("Entry", "Repaired", "Store", "repair"), "store")
 
 

@@ -150,6 +150,7 @@ def _supervisor_config(
         standby=options.standby,
         shutdown_grace_s=options.shutdown_grace_s,
         immediate=options.immediate,
+        outputs=config.outputs,
         queue_sizes=config.queue_sizes,
         preload=PRELOAD,
         environment={**_NO_BYTECODE, **os.environ, SHARED_VARIABLE: str(shared)},

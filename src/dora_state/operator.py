@@ -1,4 +1,4 @@
-"""What an operator calls: save_state and delete_state.
+"""What an operator calls: save_state, delete_state and restore_info.
 
 They work as module functions and, put there by the runtime, as methods of the operator. Inside a
 handler (`__init__`, `restore_state`, `on_event`) they stage, and the runtime makes everything
@@ -9,9 +9,9 @@ variable; from another thread, or after the handler has ended, it commits at onc
 from __future__ import annotations
 
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dora_state import _core
 from dora_state.errors import OperatorError
 
 
@@ -28,8 +28,30 @@ class Session(Protocol):
     def commit_now(self, key: str, value: bytes | None) -> None: ...
 
 
-FIELDS_PREFIX = "@"  # of the keys that typed_state.py writes
+@dataclass(frozen=True)
+class RestoreInfo:
+    """Why this incarnation of the operator was started, and what it has missed."""
 
+    reason: str
+    """"start": the first of its host. "exception", "hang": of its predecessor. "exit": its predecessor was killed, or
+    ended without an exception. "asked": its predecessor returned DoraStatus.STOP, under restart_policy "always".
+    "conflict": the shared store had changed under its predecessor's handler."""
+    detail: str
+    """The predecessor's end in words, as far as it is known so early."""
+    incarnation: int
+    """Counts every process that was to be the operator; saved state belongs to the one that committed it."""
+    replayed: int
+    """Events that are handed out again: 1 if the predecessor left one unfinished, else 0."""
+    dropped: dict[str, int]
+    """Events of each input that no operator will see, because they came while none took them and their queue was full;
+    counted since the last incarnation that was ready."""
+    rolled_back_to: int | None = None
+    """The state is that of a snapshot: of the event with this number. None: it is the last one that was committed."""
+    undone: int = 0
+    """How many committed events had their effects undone by that."""
+
+
+restored: RestoreInfo | None = None  # set in a worker, before __init__
 session: Session | None = None  # set in a worker, before the operator's file is imported
 stage: ContextVar[Stage | None] = ContextVar("dora_state.stage", default=None)
 
@@ -42,7 +64,7 @@ def save_state(key: str, value: Any, *, flush: bool = False) -> None:
     `restore_state` receives what was last committed.
 
     Args:
-        key: any str that does not begin with "@".
+        key: any str.
         value: bytes or any other C-contiguous buffer (numpy array, Arrow buffer, memoryview).
         flush: commit this save by itself, now. The event may still be handled again.
     """
@@ -54,13 +76,18 @@ def delete_state(key: str, *, flush: bool = False) -> None:
     _change(key, None, flush)
 
 
+def restore_info() -> RestoreInfo:
+    """Why this incarnation was started. In `__init__`, `restore_state`, and as long as it lives."""
+    if restored is None:
+        raise OperatorError(
+            "restore_info works in an operator that `dora-state run` hosts, from its __init__ on"
+        )
+    return restored
+
+
 def _change(key: str, value: bytes | None, flush: bool) -> None:
     if not isinstance(key, str):
         raise TypeError(f"a key is a str, not {type(key).__name__}: {key!r:.80}")
-    if key[:1] == FIELDS_PREFIX:
-        raise ValueError(
-            f"the key {key!r:.80} begins with {FIELDS_PREFIX!r}, as those of state() do; choose another"
-        )
     if session is None:
         raise OperatorError(
             "save_state and delete_state work in an operator that `dora-state run` hosts; "
@@ -89,6 +116,3 @@ def _copy(key: object, value: Any) -> bytes:
             "make it so with numpy.ascontiguousarray"
         )
     return view.tobytes()
-
-
-_core.on_save(save_state)  # for Cython operators: docs/cython.md

@@ -26,8 +26,10 @@ from dora_state.runtime.supervisor import Outcome, Supervisor, SupervisorConfig
 
 PATIENCE_S = 60.0  # far more than anything takes; only a bug waits this long
 
-# Restarts at once and for ever, so that tests do not wait for delays.
-EAGER = RestartPolicy(max_restarts=0, restart_delay=0.0)
+# Restarts at once and for ever, whatever it is that was killed, so that tests do not wait for delays.
+EAGER = RestartPolicy(
+    max_restarts=0, restart_delay=0.0, max_event_attempts=0, max_restore_attempts=0
+)
 
 # Keeps an exact account: how many events, their sum, and an output that says both for each event.
 LEDGER = """

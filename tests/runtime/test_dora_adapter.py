@@ -300,7 +300,7 @@ def test_the_operator_finds_the_shared_store(flow):
             def on_event(self, event, send_output):
                 if event["type"] == "INPUT":
                     kvs_write("from the operator", event["value"])
-                    send_output("read", kvs_read("from the operator"))
+                    send_output("sum", kvs_read("from the operator"))
                 return 0
     """
 

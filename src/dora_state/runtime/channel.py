@@ -38,6 +38,7 @@ OPEN = 1  # which incarnation it is, and the store to open
 START = 2  # build the operator, restore its state
 EVENT = 3
 STOP = 4  # end in order
+RELOAD = 5  # replace the operator by one of the new code
 # worker to host
 IMPORTED = 16  # the operator's file is imported
 READY = 17  # __init__ and restore_state are done
@@ -48,6 +49,8 @@ RECOVERED = 21  # a prepared step of the worker before is finished or dropped: s
 CONFLICT = (
     22  # the shared store has changed under the handler, which has to run again; the worker ends
 )
+RESTORING = 25  # __init__ is done, there is state to restore
+RELOADED = 26  # or not, and why
 # both
 TYPE = 32  # an Arrow type: what a number in later values means
 

@@ -33,11 +33,12 @@ class Event:
     number: int = 0  # given when it is first handed to a worker
     attempt: int = 1
     conflicts: int = 0  # attempts among these that ended in a conflict, for which nobody is charged
+    letter: int = 0  # the dead letter that it was; its commit deletes that
     dropped: bool = field(default=False, repr=False)
 
     def send(self, to: channel.Channel) -> None:
         head = self.value.head if self.value is not None else None
-        document = channel.pack((self.number, self.attempt, self.packed, head))
+        document = channel.pack((self.number, self.attempt, self.packed, head, self.letter))
         if self.value is None:
             to.send(channel.EVENT, document)
         else:

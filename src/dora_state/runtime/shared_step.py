@@ -53,9 +53,11 @@ class Prepare:
     shared: str
     step: bytes
     changes: dict[str, bytes | None]
+    letter: int = 0
+    """The dead letter that the event was."""
 
     def pack(self) -> bytes:
-        return self.name + msgpack.packb([self.shared, self.step, self.changes])  # type: ignore[no-any-return]
+        return self.name + msgpack.packb([self.shared, self.step, self.changes, self.letter])  # type: ignore[no-any-return]
 
 
 def pending_number(private: Store) -> int:
@@ -69,8 +71,7 @@ def _read(private: Store) -> Prepare | None:
     if found is None:
         return None
     data = found[0]
-    shared, record, changes = msgpack.unpackb(data[_NAME.size :])
-    return Prepare(data[: _NAME.size], shared, record, changes)
+    return Prepare(data[: _NAME.size], *msgpack.unpackb(data[_NAME.size :]))
 
 
 def _marker_key(node_id: str) -> str:
@@ -82,6 +83,8 @@ def _finish(private: Store, prepare: Prepare) -> None:
     batch = private._batch()
     step.fill(batch, prepare.changes)
     batch.put(step.KEY, prepare.step, RUNTIME)
+    if prepare.letter:
+        batch.delete(step.letter_key(prepare.letter), RUNTIME)
     batch.delete(KEY, RUNTIME)
     batch.commit()
 
@@ -118,7 +121,11 @@ class SharedSteps:
         """Make the step, its saves and its shared writes one. Raises ConflictError if it has to be handled again."""
         shared = self._open(staged.path)  # before (1): this fixes the marker's sequence
         prepare = Prepare(
-            _NAME.pack(self._worker, done.number), staged.path, done.pack(), dict(changes)
+            _NAME.pack(self._worker, done.number),
+            staged.path,
+            done.pack(),
+            dict(changes),
+            done.letter,
         )
         killpoint.reach("before-prepare", done.number)
         batch = self._private._batch()

@@ -65,6 +65,7 @@ class Account:
         self.conflicts = 0  # handlers run again because the shared store had changed under them
         self.restart_ms: deque[float] = deque(maxlen=RESTART_TIMES_KEPT)
         self.restore_counts = [0] * (len(RESTORE_BOUNDS_MS) + 1)
+        self.last_rollback: dict[str, Any] | None = None
         self.last_crash: dict[str, Any] | None = None
         self._crashed: Worker | None = None
 
@@ -127,6 +128,7 @@ class Account:
                 )
             ],
             "replayed": self.replayed,
+            "last_rollback": self.last_rollback,
             "conflicts": self.conflicts,
             "last_crash": dict(self.last_crash) if self.last_crash is not None else None,
         }

@@ -39,9 +39,15 @@ class Step:
     incarnation: int = 0
     status: int = CONTINUE
     outputs: int = 0
+    letter: int = 0  # the dead letter that the event was: not on record, but deleted with it
 
     def pack(self) -> bytes:
         return _LAYOUT.pack(_VERSION, self.status, self.outputs, self.number, self.incarnation)
+
+
+def letter_key(number: int) -> str:
+    """Where the content of a dead letter is: see dead_letter.py."""
+    return f"dead-letter/{number:016x}"
 
 
 def read(store: Store) -> Step:
@@ -110,4 +116,6 @@ def commit(store: Store, changes: dict[str, bytes | None], step: Step | None = N
     fill(batch, changes)
     if step is not None:
         batch.put(KEY, step.pack(), keyspace=RUNTIME)
+        if step.letter:
+            batch.delete(letter_key(step.letter), keyspace=RUNTIME)
     batch.commit()

@@ -38,14 +38,27 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dora_state._core import Store
-from dora_state.errors import OperatorError
-from dora_state.runtime import channel, inputs, outputs, policy, shared_step, step
+from dora_state.errors import OperatorError, StateError
+from dora_state.runtime import (
+    channel,
+    control,
+    inputs,
+    outputs,
+    policy,
+    shared_step,
+    snapshot,
+    step,
+)
+from dora_state.runtime.control import Control, Reply
+from dora_state.runtime.dead_letter import LetterBox
+from dora_state.runtime.deadline import Deadline
 from dora_state.runtime.inputs import Event, InputBuffer
+from dora_state.runtime.offer import Offer
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.pipes import Relay
 from dora_state.runtime.policy import Action, Ending, History, RestartPolicy
@@ -57,6 +70,7 @@ from dora_state.runtime.zygote import Zygote
 
 log = logging.getLogger("dora_state.supervisor")
 
+_REASON_PATIENCE_S = 0.2
 STANDBY = ("fork", "process", "off")
 
 
@@ -76,6 +90,9 @@ class SupervisorConfig:
         environment: of zygote and workers; None: ours.
         descriptor: becomes self.dataflow_descriptor.
         arrow_outputs: outputs are bytes or Arrow arrays, as dora wants them.
+        outputs: ids of the node's outputs; what else is sent is ignored, with a warning. None: any.
+        snapshot_period_s: how long an incarnation runs before its state is kept as a snapshot, and how
+            long until the next one.
         adopts: this process starts no others, and ends what falls to it when the zygote is killed.
     """
 
@@ -91,6 +108,8 @@ class SupervisorConfig:
     environment: Mapping[str, str] | None = None
     descriptor: Any = None
     arrow_outputs: bool = False
+    outputs: frozenset[str] | None = None
+    snapshot_period_s: float = snapshot.PERIOD_S
     adopts: bool = False
 
     def __post_init__(self) -> None:
@@ -155,6 +174,12 @@ class Supervisor:
         self._start_at = 0.0
         self._restart: Restart | None = None
 
+        self._offer = Offer()
+        self._letters = LetterBox()
+        self._keeper: snapshot.Keeper | None = None
+        self._control: Control | None = None
+        self._reloads: list[Reply] = []  # who waits for the answer of the current worker
+
         self._input_closed = False
         self._stop_requested = False
         self._stop_is_clean = True
@@ -176,6 +201,7 @@ class Supervisor:
             on_death=self._on_death,
             on_reaped=self._on_reaped,
         )
+        self._hang = Deadline(config.policy, self.workers)
 
     @property
     def restarts(self) -> int:
@@ -283,7 +309,15 @@ class Supervisor:
 
     def close(self) -> None:
         """Kill what is left and free everything. Does nothing the second time."""
-        self.state = State.ENDED
+        if self.state is not State.ENDED:  # somebody has run into an error
+            self.state, self._why = State.ENDED, self._why or "the host failed"
+            self._publish(self.status())
+        if self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+        if self._control is not None:
+            self._control.close()
+            self._control = None
         self.workers.close()
         self._current = None
         if self._relay is not None:
@@ -304,6 +338,8 @@ class Supervisor:
             "worker_pid": current.pid if current is not None else 0,
             "incarnation": current.incarnation if current is not None else 0,
             "dropped": dict(self.input.dropped),
+            "dead_letters": self._letters.counts(),
+            "hangs": self._hang.passed,
         }
 
     # The loop
@@ -318,8 +354,7 @@ class Supervisor:
         times = []
         if self.state in (State.WAITING, State.DEGRADED):
             times.append(self._start_at)
-        if self._deadline is not None:
-            times.append(self._deadline)
+        times += [due for due in (self._deadline, self._hang.due) if due is not None]
         if self._wants_spare():
             times.append(self.workers.spare_not_before)
         return max(0.0, min(times) - time.monotonic()) if times else None
@@ -329,6 +364,7 @@ class Supervisor:
         if self._deadline is not None and now >= self._deadline and self.state is not State.ENDED:
             self._deadline = None
             self._cut_off()
+        self._hang.check(now)
         if self.state in (State.WAITING, State.DEGRADED) and now >= self._start_at:
             self._start_worker()  # (5)
 
@@ -336,7 +372,7 @@ class Supervisor:
         """Do what can be done now: stop, hand out the next event, make a spare."""
         if self.state in (State.STOPPING, State.ENDED):
             return
-        if self.input.stop_seen or self._input_closed or self._stop_requested:
+        if self._wants_to_stop():
             if self._deadline is None:
                 self._deadline = time.monotonic() + self.config.shutdown_grace_s
             if self._is_time_to_stop():
@@ -380,6 +416,8 @@ class Supervisor:
             self._number += 1
             event.number = self._number
         self._in_flight = event
+        if current.is_ready:
+            self._hang.begin(current, "event")
         with contextlib.suppress(OSError):  # it is dying; its pidfd will tell
             event.send(current.channel)
         self.workers.watch_room(current)
@@ -388,6 +426,7 @@ class Supervisor:
         if each is not self._current:
             return  # it was replaced, and has no say
         if message.kind == channel.OUTPUT:
+            self._hang.extend()
             self._on_output(outputs.from_message(message, each.channel.types))
         elif message.kind == channel.DONE:
             number, status, _ = message.document
@@ -395,6 +434,11 @@ class Supervisor:
             self._finish_restart(each)
         elif message.kind == channel.READY:
             self._on_ready(each, message.document)
+        elif message.kind == channel.RESTORING:
+            each.is_restoring = True
+            self._hang.begin(each, "restore")
+        elif message.kind == channel.RELOADED:
+            self._on_reloaded(message.document)
         elif message.kind == channel.RECOVERED:
             self._decide(each)
 
@@ -402,6 +446,19 @@ class Supervisor:
         each.is_ready = True
         each.ready = document
         self.account.take_ready(document)
+        self._history = policy.after_restore(self._history)
+        if undone := self._offer.accepted():
+            self.account.last_rollback = undone
+            log.error(
+                "the state is that after event %(to)d: the effects of %(undone)d later events are undone",
+                undone,
+            )
+        if self._keeper is not None:
+            self._keeper.begin()
+        if self._in_flight is not None:
+            self._hang.begin(each, "event")
+        else:
+            self._hang.end()
         if self.state is State.STARTING:
             self.state = State.RUNNING  # (1)
             self._publish(self.status())
@@ -422,6 +479,9 @@ class Supervisor:
         by.commits += 1
         self._history = History()
         self._in_flight = None
+        self._hang.end()
+        if event.letter:
+            self._letters.tidy()
         held, self._held = self._held, []
         for output in held:
             self._send(output)
@@ -448,8 +508,12 @@ class Supervisor:
         self._store.fence(new.incarnation)
         self._current = new
         self.state = State.STARTING
-        self.workers.send(new, channel.START)
+        self._hang.begin(new, "start")
+        self.workers.send(new, channel.START, self._start_document())
         self._dispatch()
+
+    def _start_document(self) -> dict[str, Any]:
+        return self._offer.document(self.input.dropped, replays=self._replay is not None)
 
     def _on_death(self, dead: Worker) -> None:
         if not self.workers.ever_imported:
@@ -457,6 +521,10 @@ class Supervisor:
         if dead is not self._current:
             return
         self._current = None
+        self._hang.end()
+        if self._keeper is not None:
+            self._keeper.end()
+        self._refuse_reloads()
         self._settle(dead)
         if self.state is State.STOPPING:
             self._end()  # (8)
@@ -467,20 +535,17 @@ class Supervisor:
             if self._replay is not None:
                 self._replay.conflicts += 1
             log.debug("the handler runs again, as the shared store has changed: %s", dead.conflict)
+            self._offer.take_death(dead)
             self._start_worker()  # (2), and nobody is charged for it
             return
-        ending = Ending(asked=dead.asked_to_stop, progressed=dead.commits > 0)
-        assert dead.noticed_end is not None
-        decision, self._history = policy.decide(
-            self.config.policy,
-            self._history,
-            ending,
-            now=dead.noticed_end,
-            jitter=random.uniform(-1, 1),
-        )
-        self._begin_restart(dead)
+        ending = self._ending(dead)
         self._note_crash(dead)
-        if decision.action is Action.STOP:
+        self._offer.take_death(dead)
+        decision = self._decide_restart(dead, ending)
+        self._begin_restart(dead)
+        if self._is_over_after(ending, decision):
+            pass  # (6)
+        elif decision.action is Action.STOP:
             self._failed = not ending.asked
             self._begin_stop(clean=ending.asked, why=decision.why)  # (7)
         else:
@@ -525,6 +590,69 @@ class Supervisor:
         self._held.clear()
         self._in_flight = None
         self._replay = event
+
+    def _ending(self, dead: Worker) -> Ending:
+        assert self._store is not None
+        failure = dead.failure
+        restoring = failure["phase"] == "restore_state" if failure else dead.is_restoring
+        event = self._replay if dead.is_ready else None
+        return Ending(
+            asked=dead.asked_to_stop,
+            progressed=dead.commits > 0,
+            attempts=event.attempt - 1 - event.conflicts if event is not None else 0,
+            restoring=restoring and not dead.is_ready,
+            has_fallback=restoring and self._offer.has_older(self._store),
+        )
+
+    def _decide_restart(self, dead: Worker, ending: Ending) -> policy.Decision:
+        """Decide, and set aside what is to blame: the event, or the state."""
+        assert dead.noticed_end is not None
+        history, jitter = self._history, random.uniform(-1, 1)
+        decision, self._history = policy.decide(
+            self.config.policy, history, ending, now=dead.noticed_end, jitter=jitter
+        )
+        if decision.bury and not self._bury(dead, ending.attempts):
+            decision, self._history = policy.decide(
+                self.config.policy,
+                history,
+                replace(ending, attempts=0),
+                now=dead.noticed_end,
+                jitter=jitter,
+            )
+        if decision.roll_back:
+            assert self._store is not None
+            self._offer.roll_back(self._store)
+        return decision
+
+    def _bury(self, dead: Worker, attempts: int) -> bool:
+        """The event goes to the dead letters. False: they cannot be written now."""
+        event = self._replay
+        assert event is not None
+        self.workers.await_reason(dead, _REASON_PATIENCE_S)
+        try:
+            letter = self._letters.bury(event, attempts, dead)
+        except (StateError, OSError) as error:
+            log.error("event %d cannot be set aside: %s", event.number, error)
+            return False
+        self._replay = None
+        log.error(
+            "event %d of input %s is set aside as a dead letter after %d attempts: %s",
+            *(letter.number, letter.input_id, letter.attempts, letter.reason),
+        )
+        return True
+
+    def _is_over_after(self, ending: Ending, decision: policy.Decision) -> bool:
+        """A wish to stop came while the worker lived, and there is nothing left to start another for."""
+        if (
+            decision.action is Action.STOP
+            or not self._wants_to_stop()
+            or not self._is_all_handled()
+        ):
+            return False
+        # An event that was given up was not handled: not a clean stop.
+        clean = self._stop_is_clean and not decision.bury
+        self._begin_stop(clean=clean, why="told to stop")
+        return True
 
     def _log_death(self, dead: Worker, decision: policy.Decision) -> None:
         """Called after the successor was started, which takes less time than writing a line."""
@@ -584,6 +712,9 @@ class Supervisor:
 
     # The end
 
+    def _wants_to_stop(self) -> bool:
+        return self.input.stop_seen or self._input_closed or self._stop_requested
+
     def _is_time_to_stop(self) -> bool:
         if self.state in (State.WAITING, State.DEGRADED):
             return True  # nobody is there to handle what has come in
@@ -641,6 +772,57 @@ class Supervisor:
         self._number = max(record.number, shared_step.pending_number(self._store))
         incarnation = max(fence, record.incarnation)
         self.workers.open_store(path, self.config.durability, incarnation)
+        for event in self._letters.open(self._store):
+            self.input.put(event)
+        self._keeper = snapshot.Keeper(path, self.config.durability, self.config.snapshot_period_s)
+        try:
+            self._control = Control(control.path_beside(path), self._selector, self._on_request)
+        except OSError as error:
+            log.warning("the command line cannot talk to this host: %s", error)
+
+    # What the command line asks for
+
+    def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
+        if request["do"] == "reload":
+            self._reload(reply)
+        elif request["do"] == "replay":
+            for event in self._letters.replay(request["numbers"]):
+                self.input.put(event)
+            reply({})
+            self._publish(self.status())
+        elif request["do"] == "drop":
+            self._letters.drop(request["numbers"])
+            reply({})
+            self._publish(self.status())
+        else:
+            raise ValueError(f"this host does not know how to {request['do']}; restart the node")
+
+    def _reload(self, reply: Reply) -> None:
+        if self.state in (State.STOPPING, State.ENDED):
+            raise StateError("the operator is about to end; start the dataflow again")
+        if self._current is None:  # it waits for its next start, and gets the new code there
+            self._start_at = time.monotonic()
+            reply({"started": True})
+        else:
+            self._reloads.append(reply)
+            self.workers.send(self._current, channel.RELOAD)
+
+    def _on_reloaded(self, failure: dict[str, str] | None) -> None:
+        if failure is None:
+            log.warning("the operator is reloaded from %s", self.config.operator)
+        else:
+            log.error(
+                "the operator is not reloaded, and goes on as it was: %s\n%s",
+                *(failure["error"], failure["traceback"].rstrip()),
+            )
+        for reply in self._reloads[:1]:
+            reply({"failure": failure} if failure else {"reloaded": True})
+        del self._reloads[:1]
+
+    def _refuse_reloads(self) -> None:
+        for reply in self._reloads:
+            reply({"started": True})
+        self._reloads.clear()
 
     def _make_zygote(self) -> Zygote:
         assert self._relay is not None
@@ -649,6 +831,7 @@ class Supervisor:
             WorkerConfig(
                 operator=str(config.operator.resolve()),
                 immediate=tuple(sorted(config.immediate)),
+                outputs=tuple(sorted(config.outputs)) if config.outputs is not None else None,
                 node_id=config.node_id,
                 descriptor=config.descriptor,
                 arrow_outputs=config.arrow_outputs,

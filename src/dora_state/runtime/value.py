@@ -196,7 +196,34 @@ def send(to: channel.Channel, kind: int, document: bytes, value: Value) -> None:
 
 def learn_type(at: channel.Channel, document: Any) -> None:
     """Note the type that a TYPE message tells."""
+    number, schema = document
+    at.types[number] = _read_type(schema)
+
+
+def _read_type(schema: bytes) -> Any:
     import pyarrow as pa
 
-    number, schema = document
-    at.types[number] = pa.ipc.read_schema(pa.py_buffer(schema)).field(0).type
+    return pa.ipc.read_schema(pa.py_buffer(schema)).field(0).type
+
+
+def pack_value(encoded: Value) -> list[Any]:
+    """A value for a file: its head and its buffers, and its Arrow type instead of its number."""
+    number = encoded.type_number
+    schema = _types.schemas[number] if number is not None else None
+    return [list(encoded.head), schema, [bytes(buffer) for buffer in encoded.buffers]]
+
+
+def encode_again(packed: Sequence[Any]) -> Value:
+    """What `pack_value` gave, to be sent. The Arrow type gets the number that it has in this process."""
+    head, schema, buffers = packed
+    if schema is None:
+        return Value(tuple(head), buffers)
+    number, _ = _types.look_up(_read_type(schema))
+    return Value((head[0], number, *head[2:]), buffers, number)
+
+
+def unpack_value(packed: Sequence[Any]) -> Any:
+    """The value that `pack_value` was given in parts."""
+    head, schema, buffers = packed
+    types = {head[1]: _read_type(schema)} if schema is not None else {}
+    return decode(head, [memoryview(buffer) for buffer in buffers], types)

@@ -2,9 +2,11 @@
 
     import the operator's file                         -> IMPORTED
     OPEN    open the store, as incarnation k
-    START   __init__, restore_state                    -> READY
+    START   __init__; if there is state                -> RESTORING
+            restore_state, validate_state              -> READY
     EVENT   on_event; every output                     -> OUTPUT
             one commit of the saves and the step       -> DONE
+    RELOAD  an operator of the new code, if that works  -> RELOADED
     STOP    drop the operator, close the store, exit 0
     an exception anywhere                              -> FAILED, exit 70
 
@@ -36,10 +38,19 @@ from dora_state import operator as operator_api
 from dora_state import shared_writes
 from dora_state._core import USER, Store
 from dora_state.errors import OperatorError, TooLarge
-from dora_state.runtime import channel, killpoint, process, shared_step, step, value
+from dora_state.operator import RestoreInfo
+from dora_state.runtime import (
+    channel,
+    killpoint,
+    process,
+    reload,
+    shared_step,
+    snapshot,
+    step,
+    value,
+)
 from dora_state.runtime.shared_step import ConflictError, SharedSteps
 from dora_state.runtime.step import Stage, Step
-from dora_state.typed_state import Fields
 
 log = logging.getLogger("dora_state.operator")
 
@@ -54,6 +65,7 @@ class WorkerConfig:
 
     operator: str
     immediate: tuple[str, ...] = ()  # outputs that do not wait for the commit
+    outputs: tuple[str, ...] | None = None  # those that the node has; None: any
     node_id: str = "operator"
     descriptor: Any = None  # becomes self.dataflow_descriptor
     arrow_outputs: bool = False  # outputs are bytes or Arrow arrays, as dora wants them
@@ -105,8 +117,10 @@ class Worker:
         self.store: Store | None = None
         self.operator: Any = None
         self.shared: SharedSteps | None = None  # with shared_writes = "commit"
-        self._fields: Fields | None = None  # of an operator with typed state
+        self._module: ModuleType | None = None
         self._immediate = frozenset(config.immediate)
+        self._outputs = frozenset(config.outputs) if config.outputs is not None else None
+        self._warned_outputs: set[str] = set()
         self._warned_none = False
 
     # The loop
@@ -136,14 +150,16 @@ class Worker:
                     self.phase = "opening the store"
                     self.store = Store(path, durability=durability, incarnation=self.incarnation)
                 elif message.kind == channel.START:
-                    self._start(module)
+                    self._start(module, message.document)
+                elif message.kind == channel.RELOAD:
+                    self._reload()
                 elif message.kind == channel.STOP:
                     self._stop()
                     return
 
     def _settle_in(self) -> None:
         """Undo what a fork shares that should not be shared, and make crashes leave a trace."""
-        faulthandler.enable()
+        faulthandler.enable(os.dup(2))  # the operator may close its own, and open something else
         logging.basicConfig(
             level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
         )
@@ -172,22 +188,19 @@ class Worker:
 
     # Starting
 
-    def _start(self, module: ModuleType) -> None:
+    def _start(self, module: ModuleType, offer: dict[str, Any]) -> None:
         assert self.store is not None
         if shared_step.recover(self.store, self.config.node_id, self.incarnation):
             self.host.send(channel.RECOVERED, channel.pack(None))
         began = time.monotonic()
-        state = {key: data for key, data, _ in self.store._scan(USER)}
+        snapshot_id = offer.pop("snapshot")
+        operator_api.restored = RestoreInfo(incarnation=self.incarnation, **offer)
+        state = self._read_state(snapshot_id)
         cls = module.Operator
-        if _shared_writes(cls) == shared_writes.COMMIT:
-            self.shared = SharedSteps(self.store, self.config.node_id)
-        for name in ("save_state", "delete_state"):
-            if not hasattr(cls, name):
-                with contextlib.suppress(TypeError):  # a class written in C or Cython takes none
-                    setattr(cls, name, staticmethod(getattr(operator_api, name)))
+        self._use(module)
         self._construct(cls, state)
         built = time.monotonic()
-        self._restore(state)
+        self._restore(state, snapshot_id)
         self.phase = "event"
         report = {
             "restored_keys": len(state),
@@ -196,6 +209,28 @@ class Worker:
         }
         self.host.send(channel.READY, channel.pack(report))
 
+    def _read_state(self, snapshot_id: int) -> dict[str, bytes]:
+        """The last committed state, or that of a snapshot."""
+        assert self.store is not None
+        if not snapshot_id:
+            return {key: data for key, data, _ in self.store._scan(USER)}
+        self.phase = "restore_state"
+        return snapshot.load(self.store, snapshot_id)
+
+    def _use(self, module: ModuleType) -> None:
+        """Its class is the operator's from here on."""
+        assert self.store is not None
+        cls = module.Operator
+        self._module = module
+        if self.shared is not None:
+            self.shared.close()
+            self.shared = None
+        if _shared_writes(cls) == shared_writes.COMMIT:
+            self.shared = SharedSteps(self.store, self.config.node_id)
+        for name in ("save_state", "delete_state"):
+            if not hasattr(cls, name):
+                setattr(cls, name, staticmethod(getattr(operator_api, name)))
+
     def _construct(self, cls: Any, state: dict[str, bytes]) -> None:
         self.phase = "__init__"
         stage = Stage()
@@ -203,9 +238,6 @@ class Worker:
         try:
             killpoint.reach("init", self.incarnation)
             self.operator = cls()
-            self._fields = Fields.of(self.operator)
-            if self._fields is not None and not state:
-                self._fields.save(stage.put)
             killpoint.reach("after-init", self.incarnation)
         finally:
             operator_api.stage.reset(token)
@@ -217,38 +249,41 @@ class Worker:
             )
         elif saved:
             self._commit(saved)
-        with contextlib.suppress(AttributeError):  # the same
-            self.operator.dataflow_descriptor = self.config.descriptor
+        self.operator.dataflow_descriptor = self.config.descriptor
 
-    def _restore(self, state: dict[str, bytes]) -> None:
+    def _restore(self, state: dict[str, bytes], snapshot_id: int) -> None:
         if not state:
             return
+        assert self.store is not None
         self.phase = "restore_state"
-        if self._fields is not None:
-            state = self._fields.restore(state)
+        self.host.send(channel.RESTORING, channel.pack(None))
         restore = getattr(self.operator, "restore_state", None)
-        if restore is None and state:
+        if restore is None:
             log.warning("there is saved state, but the operator has no restore_state")
+            return
         stage = Stage()
         token = operator_api.stage.set(stage)
         try:
             killpoint.reach("restore", self.incarnation)
-            if restore is not None:
-                restore(state)
-            if self._fields is not None:
-                self._fields.save(stage.put)
+            restore(state)
+            validate = getattr(self.operator, "validate_state", None)
+            if validate is not None:
+                validate()
             killpoint.reach("after-restore", self.incarnation)
         finally:
             operator_api.stage.reset(token)
             saved = stage.close()
-        if saved:
+        if snapshot_id:
+            snapshot.roll_back(self.store, snapshot_id, state, saved)
+        elif saved:
             self._commit(saved)
+        if snapshot_id or saved:
             killpoint.reach("after-restore-commit", self.incarnation)
 
     # Events
 
     def _handle(self, message: channel.Message) -> None:
-        number, attempt, packed, head = message.document
+        number, attempt, packed, head, letter = message.document
         event = channel.unpack(packed)
         if head is not None:
             event["value"] = value.decode(head, message.buffers, self.host.types)
@@ -261,14 +296,12 @@ class Worker:
         try:
             killpoint.reach("event", number)
             status = self._status(self.operator.on_event(event, self.send_output))
-            if self._fields is not None:
-                self._fields.save(stage.put)
         finally:
             shared_writes.current.reset(shared_token)
             operator_api.stage.reset(token)
             saved = stage.close()
         killpoint.reach("before-commit", number)
-        done = Step(number, self.incarnation, status, stage.outputs)
+        done = Step(number, self.incarnation, status, stage.outputs, letter)
         if self.shared is not None and staged is not None and staged.close():
             self.shared.commit(staged, saved, done)
         else:
@@ -297,6 +330,9 @@ class Worker:
         """
         if not isinstance(output_id, str):
             raise TypeError(f"an output id is a str, not {type(output_id).__name__}")
+        if self._outputs is not None and output_id not in self._outputs:
+            self._ignore(output_id)
+            return
         encoded = value.encode(data, copy=False)
         if self.config.arrow_outputs and encoded.head[0] in (value.NONE, value.PACKED):
             raise TypeError(
@@ -323,6 +359,15 @@ class Worker:
         if number:
             killpoint.reach("after-output", number)
 
+    def _ignore(self, output_id: str) -> None:
+        """As dora does it: said once, and no failure."""
+        if output_id not in self._warned_outputs:
+            self._warned_outputs.add(output_id)
+            log.warning(
+                "the output %r is ignored: node %s has no such output; it has %s",
+                *(output_id, self.config.node_id, ", ".join(sorted(self._outputs or ())) or "none"),
+            )
+
     def _tear(self, number: int) -> None:
         """Die with half a message sent."""
         whole = b"".join(channel.frame(channel.OUTPUT, bytes(64)))
@@ -343,6 +388,30 @@ class Worker:
             raise OperatorError("there is no saved state yet while the operator's file is imported")
         self._commit({key: data})
 
+    # Reloading
+
+    def _reload(self) -> None:
+        """Between two events. What the new `__init__` saves or fails with changes nothing."""
+        assert self._module is not None
+        stage = Stage()
+        token = operator_api.stage.set(stage)
+        failure = None
+        try:
+            path = Path(self.config.operator)
+            module, self.operator = reload.replace(
+                self._module, self.operator, lambda name: load(path, name=name)
+            )
+            self._use(module)
+        except BaseException as error:
+            failure = {
+                "error": _sendable(_summary(error)),
+                "traceback": _sendable("".join(traceback.format_exception(error))),
+            }
+        finally:
+            operator_api.stage.reset(token)
+            stage.close()
+        self.host.send(channel.RELOADED, channel.pack(failure))
+
     # Ending
 
     def _stop(self) -> None:
@@ -354,17 +423,17 @@ class Worker:
             self.store.close()
 
 
-def load(path: Path, number: int = 0) -> ModuleType:
-    """Import an operator's file as dora does: its folder on sys.path, under the file's name."""
+def load(path: Path, number: int = 0, name: str | None = None) -> ModuleType:
+    """Import an operator's file as dora does: its folder on sys.path, under the file's name, or anew
+    under the name that it has already.
+    """
     killpoint.reach("import", number)
     folder = str(path.parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    name = path.stem
-    if name in sys.modules:
-        name = (
-            f"dora_operator_{name}"  # operator.py must not replace the standard module of that name
-        )
+    if name is None:
+        # operator.py must not replace the standard module of that name.
+        name = path.stem if path.stem not in sys.modules else f"dora_operator_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise OperatorError(f"{path} cannot be imported as Python; the file name must end in .py")

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -43,7 +44,9 @@ class Worker:
         self.ready: dict[str, Any] = {}  # what READY told
         self.is_ready = False
         self.commits = 0
+        self.is_restoring = False  # __init__ is done, there is state
         self.asked_to_stop = False  # it returned DoraStatus.STOP
+        self.hung = ""  # in which phase, if that is why it was killed
         self.failure: dict[str, Any] | None = None  # what FAILED told
         self.conflict: str | None = None  # what CONFLICT told
         self.noticed_end: float | None = None
@@ -62,6 +65,8 @@ class Worker:
     def describe_end(self) -> str:
         if self.failure is not None:
             return f"exception in {self.failure['phase']}: {self.failure['error']}"
+        if self.hung:
+            return f"hang in {self.hung}"
         return process.describe_status(self.wait_status)
 
 
@@ -271,6 +276,20 @@ class Workers:
         if each.pidfd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(each.pidfd, signal.SIGKILL)
+
+    def send_signal(self, each: Worker, number: int) -> None:
+        if each.pidfd is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(each.pidfd, number)
+
+    def await_reason(self, dead: Worker, patience_s: float) -> None:
+        """Wait until the zygote has told how a dead worker ended, which takes it a moment."""
+        deadline = time.monotonic() + patience_s
+        while not dead.end_is_known and self._zygote is not None:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._zygote], [], [], left)[0]:
+                return
+            self._on_zygote()
 
     def kill_spare(self) -> None:
         if self._spare is not None:

@@ -1,0 +1,77 @@
+"""Hangs: how long an operator may take for its start, its restore and each event, and what is done then.
+
+A deadline that passes is told once in the log. For a phase in `kill_hung` the worker is also killed,
+in two steps, so that the log shows where it hung:
+
+    SIGABRT    faulthandler prints the stacks of all threads, even if one holds the GIL for ever
+    SIGKILL    when that has not ended it after ABORT_S: it is stopped, or ignores the signal
+
+Every output restarts the deadline: a handler that sends is alive.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+
+from dora_state.runtime.policy import RestartPolicy
+from dora_state.runtime.workers import Worker, Workers
+
+log = logging.getLogger("dora_state.supervisor")
+
+ABORT_S = 1.0
+_WHERE = {"start": "__init__", "restore": "restore_state", "event": "on_event"}
+
+
+class Deadline:
+    """Of what the current worker is doing, if it is doing anything."""
+
+    def __init__(self, policy: RestartPolicy, workers: Workers) -> None:
+        self._policy = policy
+        self._workers = workers
+        self._worker: Worker | None = None
+        self._phase = ""
+        self._aborted = False
+        self._began = 0.0
+        self.due: float | None = None  # by time.monotonic()
+        self.passed = 0
+
+    def begin(self, worker: Worker, phase: str) -> None:
+        """The worker begins something, or goes on with it and has shown that it is alive."""
+        self._worker, self._phase = worker, phase
+        if self._aborted:
+            return
+        seconds = self._policy.deadline(phase)
+        self._began = time.monotonic()
+        self.due = self._began + seconds if seconds else None
+
+    def extend(self) -> None:
+        """An output came."""
+        if self._worker is not None and self._phase:
+            self.begin(self._worker, self._phase)
+
+    def end(self) -> None:
+        """It is through with it, or dead."""
+        self._worker, self._phase, self._aborted, self.due = None, "", False, None
+
+    def check(self, now: float) -> None:
+        """To be called when `due` has come."""
+        worker = self._worker
+        if worker is None or self.due is None or now < self.due:
+            return
+        if self._aborted:
+            self.due = None
+            self._workers.kill(worker)
+            return
+        self.passed += 1
+        kills = self._phase in self._policy.kill_hung
+        log.warning(
+            "the operator has been in %s for %.3g s without an output%s",
+            *(_WHERE[self._phase], now - self._began, "; it is killed" if kills else ""),
+        )
+        self.due = None
+        if kills:
+            worker.hung = self._phase
+            self._aborted, self.due = True, now + ABORT_S
+            self._workers.send_signal(worker, signal.SIGABRT)

@@ -1,0 +1,32 @@
+"""Reloading: an operator of the new code takes the place of the old one, between two events.
+
+As dora's own runtime does it: the file is executed again, `Operator()` is called, and its `__dict__`
+is replaced by that of the old object. Other than there the new code gets a module of its own, so that
+code that fails half-way leaves nothing changed under the old object, which then stays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+
+def replace(
+    module: ModuleType, old: Any, load: Callable[[str], ModuleType]
+) -> tuple[ModuleType, Any]:
+    """The new module and the new operator; `load` imports the file under a name.
+
+    Raises whatever the new code raises; `old` and its module are then as they were.
+    """
+    name = module.__name__
+    carried = old.__dict__
+    try:
+        new_module = load(name)
+        new = new_module.Operator()
+        new.__dict__ = carried
+    except BaseException:
+        sys.modules[name] = module
+        raise
+    return new_module, new
