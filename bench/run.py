@@ -1,6 +1,7 @@
 """Measures all that dora-state says of its speed: python3 bench/run.py [--quick] [--write] [PART ...]
 
     engine    the store beside a dict, LMDB, libmdbx, gdbm, RocksDB, SQLite and Redis
+    cython    the calls for Cython operators beside the same from Python
 
 Each part is a program of this folder that prints markdown. --quick shows within a minute that it works; its figures
 are worth nothing. --write puts what is printed into docs/benchmarks.md, between the marks of the part. Measure on a
@@ -21,7 +22,7 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import environment  # noqa: E402
 
-PARTS = {"engine": "engine.py"}
+PARTS = {"engine": "engine.py", "cython": "cython_calls.py"}
 DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
 
 

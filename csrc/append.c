@@ -174,21 +174,25 @@ static void write_record(unsigned char *at, uint64_t offset, uint32_t seed, uint
     struct ds_record *record = (struct ds_record *)(void *)at;
     uint64_t value_size;
     const void *value = ds__logged_value(change, plan, &value_size);
-    record->sequence = plan->sequence != 0 ? plan->sequence : sequence;
-    record->previous = plan->previous;
-    record->value_size = value_size;
-    record->key_size = (uint32_t)change->key_size;
-    record->op = plan->op;
-    record->keyspace = change->keyspace;
-    uint32_t record_seed = ds__record_seed(seed, offset, record);
-    record->check = (uint16_t)record_seed;
     /* The padding is zero already: a segment is zero beyond its tail. */
     if (change->key_size > 0)
         memcpy(at + sizeof *record, change->key, change->key_size);
     if (value_size > 0)
         memcpy(at + sizeof *record + DS_ALIGN(change->key_size), value, value_size);
+    /* Made here and stored at once: reading it back from the log, for its checksum, would wait for a cold cache line. */
+    struct ds_record header = {
+        .sequence = plan->sequence != 0 ? plan->sequence : sequence,
+        .previous = plan->previous,
+        .value_size = value_size,
+        .key_size = (uint32_t)change->key_size,
+        .op = plan->op,
+        .keyspace = change->keyspace,
+    };
+    uint32_t record_seed = ds__record_seed(seed, offset, &header);
+    header.check = (uint16_t)record_seed;
     /* Of the log's bytes, not of the caller's buffer, which the caller may be changing. */
-    record->hash = ds__record_hash(record_seed, record, plan->length);
+    header.hash = ds__record_hash(record_seed, record, plan->length);
+    *record = header;
 }
 
 static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, struct ds_segment *segment,
@@ -240,7 +244,7 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
     for (size_t i = 0; i < count; i++) {
         if (!plans[i].write || plans[i].op == DS_RECORD_START)
             continue;
-        if (records == 1)
+        if (records == 1 || plans[i].previous != 0)
             ds__index_set(index, plans[i].slot, ds__slot(at, plans[i].hash));
         else /* an earlier record of this batch may have taken the empty slot that was found */
             ds__index_apply(index, plans[i].hash, at, plans[i].previous);
@@ -250,8 +254,6 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
     atomic_store_explicit(&control->committed, end, memory_order_release);
     ds__tail_store(&control->tail, after);
     atomic_store_explicit(&control->intent.end, 0, memory_order_release);
-    if (type == DS_FRAME_COMMIT)
-        ds__wake(control, plans, count);
 }
 
 /* Deletes, and the moves of compaction. */

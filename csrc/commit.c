@@ -16,20 +16,6 @@ enum {
 
 /* ---- before the lock ------------------------------------------------------------------------------------------- */
 
-static ds_status check_changes(const ds_store *store, const ds_change *changes, size_t count) {
-    if (count > UINT32_MAX)
-        return ds__fail(DS_TOO_LARGE, 0, "%s: %zu changes in one commit", store->directory.path, count);
-    for (size_t i = 0; i < count; i++) {
-        const ds_change *change = &changes[i];
-        if (change->kind < DS_PUT || change->kind > DS_EXPECT || change->keyspace >= DS_KEYSPACES)
-            return ds__fail(DS_INVALID, 0, "%s: change %zu has an unknown kind or keyspace", store->directory.path, i);
-        if (change->key_size > DS_KEY_LIMIT)
-            return ds__fail(DS_TOO_LARGE, 0, "%s: a key of %zu bytes; the limit is %d", store->directory.path,
-                            change->key_size, DS_KEY_LIMIT);
-    }
-    return DS_OK;
-}
-
 /* The value's size in the log. */
 static uint64_t logged_size(const ds_change *change, uint64_t blob_from) {
     if (change->kind != DS_PUT)
@@ -37,12 +23,54 @@ static uint64_t logged_size(const ds_change *change, uint64_t blob_from) {
     return change->value_size > blob_from ? sizeof(struct ds_blob_reference) : change->value_size;
 }
 
+/* The most that a frame can take. */
 static uint64_t frame_bound(const ds_change *changes, size_t count, uint64_t blob_from) {
     uint64_t length = sizeof(struct ds_frame);
-    for (size_t i = 0; i < count && length <= DS_SEGMENT_MAX; i++)
+    for (size_t i = 0; i < count; i++)
         if (changes[i].kind != DS_EXPECT)
             length += ds__record_length(changes[i].key_size, logged_size(&changes[i], blob_from));
     return length;
+}
+
+/* What is known of a commit before it has looked at the store. */
+struct outline {
+    size_t puts;        /* changes that may be new keys */
+    uint64_t blob_from; /* values above this size go to files of their own */
+    bool blobs;         /* there are some */
+};
+
+/* Each change's limits, and the outline of all. */
+static ds_status outline_changes(const ds_store *store, const ds_change *changes, size_t count, struct outline *out) {
+    uint64_t largest = 0;
+    if (count > UINT32_MAX)
+        return ds__fail(DS_TOO_LARGE, 0, "%s: %zu changes in one commit", store->directory.path, count);
+    *out = (struct outline){.blob_from = DS_BLOB_FROM};
+    for (size_t i = 0; i < count; i++) {
+        const ds_change *change = &changes[i];
+        if (change->kind < DS_PUT || change->kind > DS_EXPECT || change->keyspace >= DS_KEYSPACES)
+            return ds__fail(DS_INVALID, 0, "%s: change %zu has an unknown kind or keyspace", store->directory.path, i);
+        if (change->key_size > DS_KEY_LIMIT)
+            return ds__fail(DS_TOO_LARGE, 0, "%s: a key of %zu bytes; the limit is %d", store->directory.path,
+                            change->key_size, DS_KEY_LIMIT);
+        if (change->kind != DS_PUT)
+            continue;
+        out->puts++;
+        if (largest < change->value_size)
+            largest = change->value_size;
+    }
+    /* Whatever these are, they fit. */
+    if (count <= FEW && largest <= CROWDED / FEW / 2)
+        return DS_OK;
+    uint64_t bound = frame_bound(changes, count, out->blob_from);
+    if (bound > CROWDED) {
+        out->blob_from = CROWDED_BLOB_FROM;
+        bound = frame_bound(changes, count, out->blob_from);
+    }
+    out->blobs = largest > out->blob_from;
+    if (bound > DS_SEGMENT_MAX - DS_SEGMENT_HEADER)
+        return ds__fail(DS_TOO_LARGE, 0, "%s: %zu changes take more than %d bytes in one commit; split the batch",
+                        store->directory.path, count, DS_SEGMENT_MAX - DS_SEGMENT_HEADER);
+    return DS_OK;
 }
 
 /* Large values go to files of their own now, so that nobody waits under the lock for a copy of gigabytes. */
@@ -85,15 +113,16 @@ static void keep_last(const ds_change *changes, struct ds_plan *plans, size_t co
     }
 }
 
+/* Not the whole plan: what resolve() will find out, it fills in. */
 static ds_status plan_changes(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count) {
     for (size_t i = 0; i < count; i++) {
         plans[i].hash = ds__hash(store->hash_seed, changes[i].keyspace, changes[i].key, changes[i].key_size);
+        plans[i].sequence = 0;
         plans[i].op = changes[i].kind == DS_DELETE ? DS_RECORD_TOMBSTONE : DS_RECORD_PUT;
+        plans[i].write = changes[i].kind != DS_EXPECT;
     }
-    if (count == 1) {
-        plans[0].write = changes[0].kind != DS_EXPECT;
+    if (count <= 1)
         return DS_OK;
-    }
     size_t room = 2 * FEW;
     uint32_t few[2 * FEW], *seen = few;
     if (count > FEW) {
@@ -159,10 +188,8 @@ static ds_status resolve_all(ds_store *store, const struct ds_index *index, cons
 
 /* Room in the index for what may be new keys. A delete makes none, and when there is no room for a larger index on the
  * disk, the present one will do until it is crowded. */
-static ds_status reserve_slots(ds_store *store, const ds_change *changes, size_t count, struct ds_index **index) {
-    uint64_t capacity = (*index)->mask + 1, puts = 0;
-    for (size_t i = 0; i < count; i++)
-        puts += changes[i].kind == DS_PUT;
+static ds_status reserve_slots(ds_store *store, size_t puts, struct ds_index **index) {
+    uint64_t capacity = (*index)->mask + 1;
     uint64_t used = store->control->tail.slots_used + puts;
     if (puts == 0 || used <= ds__index_limit(capacity))
         return DS_OK;
@@ -173,13 +200,13 @@ static ds_status reserve_slots(ds_store *store, const ds_change *changes, size_t
     return status == DS_FULL && used <= capacity / 10 * 9 ? DS_OK : status;
 }
 
-static ds_status commit_locked(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
-                               bool *written, uint64_t *sequence) {
+static ds_status commit_locked(ds_store *store, const struct outline *outline, const ds_change *changes,
+                               struct ds_plan *plans, size_t count, bool *written, uint64_t *sequence) {
     struct ds_control *control = store->control;
     struct ds_index *index;
     ds_status status = ds__index_now(store, &index);
     if (status == DS_OK)
-        status = reserve_slots(store, changes, count, &index);
+        status = reserve_slots(store, outline->puts, &index);
     uint64_t length = 0;
     if (status == DS_OK)
         status = resolve_all(store, index, changes, plans, count, &length);
@@ -207,29 +234,25 @@ struct outcome {
     uint64_t sequence;
 };
 
-static ds_status commit(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count,
-                        struct outcome *outcome) {
-    uint64_t blob_from = frame_bound(changes, count, DS_BLOB_FROM) > CROWDED ? CROWDED_BLOB_FROM : DS_BLOB_FROM;
-    uint64_t bound = frame_bound(changes, count, blob_from);
-    if (bound > DS_SEGMENT_MAX - DS_SEGMENT_HEADER)
-        return ds__fail(DS_TOO_LARGE, 0, "%s: %zu changes take more than %d bytes in one commit; split the batch",
-                        store->directory.path, count, DS_SEGMENT_MAX - DS_SEGMENT_HEADER);
-    memset(plans, 0, count * sizeof *plans);
+static ds_status commit(ds_store *store, const struct outline *outline, const ds_change *changes, struct ds_plan *plans,
+                        size_t count, struct outcome *outcome) {
     ds_status status = plan_changes(store, changes, plans, count);
-    if (status == DS_OK)
-        status = write_blobs(store, changes, plans, count, blob_from);
+    if (status == DS_OK && outline->blobs)
+        status = write_blobs(store, changes, plans, count, outline->blob_from);
     if (status == DS_OK)
         status = ds__writer_enter_within(store, outcome->timeout_ms);
     bool due = false;
     if (status == DS_OK) {
-        status = commit_locked(store, changes, plans, count, &outcome->written, &outcome->sequence);
+        status = commit_locked(store, outline, changes, plans, count, &outcome->written, &outcome->sequence);
         due = ds__compaction_due(store);
-        outcome->overdue = ds__compaction_overdue(store);
+        outcome->overdue = due && ds__compaction_overdue(store);
         ds__writer_leave(store);
     }
+    if (outcome->written)
+        ds__wake(store->control, plans, count);
     if (due)
         ds__keeper_ask(store);
-    if (status != DS_OK)
+    if (status != DS_OK && outline->blobs)
         remove_blobs(store, plans, count);
     return status;
 }
@@ -244,30 +267,32 @@ static ds_status make_durable(ds_store *store) {
 }
 
 /* Plans, on the stack when they are few. */
-static ds_status commit_once(ds_store *store, const ds_change *changes, size_t count, struct outcome *outcome) {
+static ds_status commit_once(ds_store *store, const struct outline *outline, const ds_change *changes, size_t count,
+                             struct outcome *outcome) {
     struct ds_plan few[FEW], *plans = few;
     if (count > FEW) {
         plans = malloc(count * sizeof *plans);
         if (plans == NULL)
             return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     }
-    ds_status status = commit(store, changes, plans, count, outcome);
+    ds_status status = commit(store, outline, changes, plans, count, outcome);
     if (plans != few)
         free(plans);
     return status;
 }
 
 ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence) {
+    struct outline outline;
     ds_status status = ds__check_writable(store);
     if (status == DS_OK)
-        status = check_changes(store, changes, count);
+        status = outline_changes(store, changes, count, &outline);
     if (status != DS_OK)
         return status;
     struct outcome outcome = {.timeout_ms = store->options.lock_timeout_ms};
-    status = commit_once(store, changes, count, &outcome);
+    status = commit_once(store, &outline, changes, count, &outcome);
     if (status == DS_FULL) {
         (void)ds__compact(store, true, DS_COMPACT_TIGHTLY); /* as far as it gets; that may be enough */
-        status = commit_once(store, changes, count, &outcome);
+        status = commit_once(store, &outline, changes, count, &outcome);
     }
     if (status == DS_OK && sequence != NULL)
         *sequence = outcome.sequence;
@@ -281,37 +306,38 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
     return status;
 }
 
+static ds_change one_put(uint8_t keyspace, const void *key, size_t key_size, const void *value, size_t value_size) {
+    return (ds_change){.kind = DS_PUT,
+                       .keyspace = keyspace,
+                       .key = key,
+                       .key_size = key_size,
+                       .value = value,
+                       .value_size = value_size};
+}
+
 ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                  size_t value_size, uint64_t *sequence) {
-    ds_change change = {.kind = DS_PUT,
-                        .keyspace = keyspace,
-                        .key = key,
-                        .key_size = key_size,
-                        .value = value,
-                        .value_size = value_size};
+    ds_change change = one_put(keyspace, key, key_size, value, value_size);
     return ds_commit(store, &change, 1, sequence);
 }
 
 ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                      size_t value_size, uint64_t *sequence) {
-    ds_change change = {.kind = DS_PUT,
-                        .keyspace = keyspace,
-                        .key = key,
-                        .key_size = key_size,
-                        .value = value,
-                        .value_size = value_size};
+    ds_change change = one_put(keyspace, key, key_size, value, value_size);
+    struct outline outline;
     ds_status status = ds__check_writable(store);
     if (status == DS_OK)
-        status = check_changes(store, &change, 1);
+        status = outline_changes(store, &change, 1, &outline);
     if (status != DS_OK)
         return status;
     bool overdue = atomic_load_explicit(&store->overdue, memory_order_relaxed);
-    if (overdue || value_size > DS_BLOB_FROM || store->options.durability == DS_COMMIT) {
+    if (overdue || outline.blobs || store->options.durability == DS_COMMIT) {
         atomic_store_explicit(&store->overdue, false, memory_order_relaxed);
         return ds__fail(DS_TIMEOUT, 0, "%s: this put has to wait for the disk", store->directory.path);
     }
     struct outcome outcome = {.timeout_ms = 0};
-    status = commit_once(store, &change, 1, &outcome);
+    struct ds_plan plan;
+    status = commit(store, &outline, &change, &plan, 1, &outcome);
     if (outcome.overdue)
         atomic_store_explicit(&store->overdue, true, memory_order_relaxed); /* the next one compacts */
     if (status == DS_OK && sequence != NULL)

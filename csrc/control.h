@@ -28,7 +28,7 @@
 
 #define DS_CONTROL_MAGIC UINT64_C(0x0a0d4c54435344d3)
 
-enum { DS_CONTROL_LAYOUT = 1, DS_CONTROL_BYTES = 4096, DS_WAKE_WORDS = 64 };
+enum { DS_CONTROL_LAYOUT = 2, DS_CONTROL_BYTES = 4096, DS_WAKE_WORDS = 64 };
 
 /* What makes this page this store's, of this boot, on this machine. Compared byte for byte. */
 struct ds_control_identity {
@@ -45,20 +45,22 @@ struct ds_control_identity {
 
 /* What the next writer needs to know. */
 struct ds_tail {
+    /* Changed by most commits: */
     uint64_t offset; /* where the next frame goes, unless `sealed` */
-    uint64_t segment_base;
-    uint64_t segment_size;
     uint64_t sequence;
     uint64_t keys[DS_KEYSPACES];
-    uint64_t live_bytes;    /* of the records that the index names, and of the blobs that they name */
+    uint64_t live_bytes; /* of the records that the index names, and of the blobs that they name */
+    uint64_t slots_used; /* of the index, tombstones included */
+    uint32_t crc;        /* of the frame before `offset`, or of the segment's header */
+    uint32_t sealed;     /* nonzero: dead bytes follow `offset`; the next frame opens a new segment */
+    /* By few: */
+    uint64_t segment_base;
+    uint64_t segment_size;
     uint64_t blob_bytes;    /* of all blobs that records of the log name, live or dead */
     uint64_t segment_blobs; /* of those, named in the tail segment */
-    uint64_t slots_used;    /* of the index, tombstones included */
     uint64_t largest_frame; /* of late: the size of the next segment follows it */
     uint64_t last_blob;     /* offset of the newest frame that names a blob */
     uint64_t opened_ns;     /* when the tail segment was begun: a fast writer gets larger ones */
-    uint32_t crc;           /* of the frame before `offset`, or of the segment's header */
-    uint32_t sealed;        /* nonzero: dead bytes follow `offset`; the next frame opens a new segment */
 };
 
 static_assert(sizeof(struct ds_tail) % sizeof(uint64_t) == 0, "stored by words");
@@ -71,9 +73,16 @@ static inline void ds__word_store(uint64_t *word, uint64_t value) {
     __atomic_store_n(word, value, __ATOMIC_RELAXED);
 }
 
+/* Comparing what few commits change costs half of storing it. */
 static inline void ds__tail_store(struct ds_tail *to, const struct ds_tail *from) {
     typedef uint64_t __attribute__((may_alias)) word;
-    for (size_t i = 0; i < sizeof *to / sizeof(word); i++)
+    enum { OFTEN = offsetof(struct ds_tail, segment_base) / sizeof(word), ALL = sizeof *to / sizeof(word) };
+    word differ = 0;
+    for (size_t i = 0; i < OFTEN; i++)
+        __atomic_store_n((word *)to + i, ((const word *)from)[i], __ATOMIC_RELAXED);
+    for (size_t i = OFTEN; i < ALL; i++)
+        differ |= ((const word *)to)[i] ^ ((const word *)from)[i];
+    for (size_t i = OFTEN; differ != 0 && i < ALL; i++)
         __atomic_store_n((word *)to + i, ((const word *)from)[i], __ATOMIC_RELAXED);
 }
 

@@ -22,4 +22,15 @@ ds_status ds__lock_take(struct ds_lock *lock, int timeout_ms, const char *path, 
 ds_status ds__lock_try(struct ds_lock *lock, const char *path, bool *taken, bool *died);
 void ds__lock_release(struct ds_lock *lock);
 
+/* After ds__lock_release(): what was stored before it is visible before anything is loaded behind it. Giving back a mutex
+ * that others may wait for takes an instruction that reads and writes at once, and on x86 each of those is a full
+ * fence already, so only the compiler needs to be told. Elsewhere it releases, and no more. */
+static inline void ds__fence_after_unlock(void) {
+#if defined(__x86_64__)
+    atomic_signal_fence(memory_order_seq_cst);
+#else
+    atomic_thread_fence(memory_order_seq_cst);
+#endif
+}
+
 #endif

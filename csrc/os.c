@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -98,7 +99,7 @@ static bool supported(const struct statfs *fs) {
 }
 
 static ds_status fail_path(const char *path, const char *what) {
-    struct ds_directory shown = {-1, (char *)(uintptr_t)path};
+    struct ds_directory shown = {.fd = -1, .path = (char *)(uintptr_t)path};
     int error = errno;
     if (error == ENOENT || error == ENOTDIR)
         return ds__fail(DS_NOT_A_STORE, error, "%s: cannot %s: %s; give the directory of a store", path, what,
@@ -142,6 +143,7 @@ ds_status ds__os_directory_open(const char *path, bool create, bool read_only, s
     }
     out->fd = fd;
     out->path = copy;
+    out->owner = info.st_uid;
     return DS_OK;
 }
 
@@ -263,21 +265,46 @@ ds_status ds__os_link(const struct ds_directory *from, const struct ds_directory
 
 /* ---- files ----------------------------------------------------------------------------------------------------- */
 
+/* A file that is made is always a new one: whatever has its name already, a draft of a dead process, a link to elsewhere or a
+ * FIFO, loses that name and keeps its bytes. Without O_NONBLOCK the open of a FIFO would wait for its other end. */
+static int open_file(const struct ds_directory *directory, const char *name, int mode) {
+    if (mode != DS_OS_CREATE)
+        return CALL(-1, openat(directory->fd, name,
+                               O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | (mode == DS_OS_READ ? O_RDONLY : O_RDWR)));
+    int fd, flags = O_CLOEXEC | O_RDWR | O_CREAT | O_EXCL;
+    for (int tries = 0; (fd = CALL(-1, openat(directory->fd, name, flags, 0600))) < 0 && errno == EEXIST && tries < 2;
+         tries++)
+        if (CALL(-1, unlinkat(directory->fd, name, 0)) != 0 && errno != ENOENT)
+            return -1;
+    return fd;
+}
+
+/* Is what was opened one of ours: a file, of the directory's owner, of this user, or of root? */
+static ds_status check_file(const struct ds_directory *directory, const char *name, int fd) {
+    struct stat info;
+    if (CALL(-1, fstat(fd, &info)) != 0)
+        return fail_file(directory, name, "look at");
+    if (!S_ISREG(info.st_mode))
+        return ds__fail(DS_NOT_A_STORE, 0, "%s/%s: not a regular file", directory->path, name);
+    if (info.st_uid != directory->owner && info.st_uid != geteuid() && info.st_uid != 0)
+        return ds__fail(DS_IO, EPERM, "%s/%s: belongs to user %u, neither to you nor to the store's owner; remove it",
+                        directory->path, name, (unsigned)info.st_uid);
+    return DS_OK;
+}
+
 ds_status ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd) {
-    int flags = O_CLOEXEC | O_NOFOLLOW | (mode == DS_OS_READ ? O_RDONLY : O_RDWR);
-    if (mode == DS_OS_CREATE)
-        flags |= O_CREAT | O_TRUNC;
-    int opened = CALL(-1, openat(directory->fd, name, flags, 0600));
+    *fd = -1;
+    int opened = open_file(directory, name, mode);
     if (opened < 0) {
-        *fd = -1;
         if (errno == ENOENT && mode != DS_OS_CREATE)
             return ds__fail(DS_MISSING, ENOENT, "%s/%s: no such file", directory->path, name);
         return fail_file(directory, name, mode == DS_OS_CREATE ? "create" : "open");
     }
-    if (mode == DS_OS_CREATE && CALL(-1, fchmod(opened, 0600)) != 0) {
-        ds_status status = fail_file(directory, name, "set the mode");
+    ds_status status = check_file(directory, name, opened);
+    if (status == DS_OK && mode == DS_OS_CREATE && CALL(-1, fchmod(opened, 0600)) != 0)
+        status = fail_file(directory, name, "set the mode");
+    if (status != DS_OK) {
         close(opened);
-        *fd = -1;
         return status;
     }
     *fd = opened;
@@ -481,6 +508,14 @@ void ds__os_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_
 
 void ds__os_futex_wake(_Atomic uint32_t *word) {
     (void)syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
+}
+
+bool ds__os_fence_threads(void) {
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0)
+        return true;
+    /* The first time in this process. */
+    return errno == EPERM && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0 &&
+           syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0;
 }
 
 /* One page that the kernel empties in a child at fork(): a load instead of a getpid() system call in every put. */

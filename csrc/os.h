@@ -16,6 +16,7 @@
 struct ds_directory {
     int fd;
     char *path;
+    uid_t owner;
 };
 
 /* Who a file is, so that a copy of it can be told from the file itself. */
@@ -50,8 +51,9 @@ ds_status ds__os_parent_sync(const char *path);
 ds_status ds__os_link(const struct ds_directory *from, const struct ds_directory *to, const char *name);
 
 enum { DS_OS_READ = 0, DS_OS_WRITE = 1, DS_OS_CREATE = 3 };
-/* Opens a file of the directory, never through a symbolic link. DS_OS_CREATE makes it anew, empty and 0600. Sets *fd
- * to -1 and returns DS_MISSING, quietly, when it is not there. */
+/* Opens a file of the directory, never through a symbolic link, and only a regular one of its owner. DS_OS_CREATE makes a new
+ * one, empty and 0600, in place of any that has the name. Sets *fd to -1 and returns DS_MISSING, quietly, when it is not
+ * there. */
 ds_status ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
 void ds__os_close(int fd);
 ds_status ds__os_size(const struct ds_directory *directory, const char *name, int fd, uint64_t *size);
@@ -96,6 +98,10 @@ void ds__os_futex_wake(_Atomic uint32_t *word); /* all that sleep on it */
 
 /* Nonzero, the same for the whole life of a process, another one after fork(). */
 uint64_t ds__os_process_stamp(void);
+
+/* Makes every running thread of this process pass a full fence now, so that others can do with a compiler fence where
+ * they would need one for our sake only. False: this kernel does not do that. */
+bool ds__os_fence_threads(void);
 
 #ifdef DS_FAULTS
 /* Fault injection: the call number `at` (counted from 1) fails with `error`, and every later one too if `forever`.

@@ -19,7 +19,7 @@ enum {
 
 /* ---- the index in force ---------------------------------------------------------------------------------------- */
 
-static ds_status remap_index(ds_store *store, struct ds_index **out) {
+ds_status ds__index_remap(ds_store *store, struct ds_index **out) {
     ds_status status = DS_OK;
     pthread_mutex_lock(&store->indexing);
     struct ds_index *index = store->index;
@@ -48,16 +48,6 @@ static ds_status remap_index(ds_store *store, struct ds_index **out) {
                           store->directory.path);
     *out = index;
     return status;
-}
-
-ds_status ds__index_now(ds_store *store, struct ds_index **out) {
-    struct ds_index *index = atomic_load_explicit(&store->index, memory_order_acquire);
-    uint64_t generation = atomic_load_explicit(&store->control->generation, memory_order_acquire);
-    if (index != NULL && index->generation == generation) {
-        *out = index;
-        return DS_OK;
-    }
-    return remap_index(store, out);
 }
 
 /* ---- records --------------------------------------------------------------------------------------------------- */
@@ -336,11 +326,20 @@ void ds_unpin(const ds_value *value) {
     ds__mapping_unpin(value->owner);
 }
 
-void ds__enter(ds_store *store) {
+static void reclaim(ds_store *store) {
     uint64_t start = atomic_load_explicit(&store->control->start, memory_order_acquire);
     if (start != atomic_load_explicit(&store->segments.start, memory_order_relaxed) || store->segments.limbo != NULL)
         ds__segments_reclaim(&store->segments, start);
+}
+
+void ds__enter(ds_store *store) {
+    reclaim(store);
     ds__segments_enter(&store->segments);
+}
+
+void ds__enter_writing(ds_store *store) {
+    reclaim(store);
+    ds__segments_enter_writing(&store->segments);
 }
 
 void ds__leave(ds_store *store) {

@@ -63,6 +63,7 @@ ds_status ds__segments_init(struct ds_segments *segments, const struct ds_direct
     segments->writable = writable;
     memcpy(segments->uuid, uuid, sizeof segments->uuid);
     atomic_init(&segments->table, empty);
+    segments->fenced = !ds__os_fence_threads();
     pthread_mutex_init(&segments->changing, NULL);
     return DS_OK;
 }
@@ -116,12 +117,18 @@ static void drop_below(struct ds_segments *segments, uint64_t start) {
     atomic_store_explicit(&segments->start, start, memory_order_relaxed);
 }
 
+static bool nobody_inside(struct ds_segments *segments) {
+    return atomic_load_explicit(&segments->active, memory_order_seq_cst) == 0 &&
+           atomic_load_explicit(&segments->writing, memory_order_seq_cst) == 0;
+}
+
 void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
     if (pthread_mutex_trylock(&segments->changing) != 0)
         return;
     if (start > atomic_load_explicit(&segments->start, memory_order_relaxed))
         drop_below(segments, start);
-    if (atomic_load_explicit(&segments->active, memory_order_seq_cst) == 0) {
+    /* Without the fence first, because it costs a system call; a busy handle is found busy most of the time. */
+    if (nobody_inside(segments) && (segments->fenced || ds__os_fence_threads()) && nobody_inside(segments)) {
         empty_limbo(segments);
         struct ds_segment_table *table = segments->table;
         free_tables(table->older);

@@ -5,8 +5,13 @@
  * looks again under the lock, and finds it there.
  *
  * Segments that compaction dropped leave with their table: it is replaced by one without them and, as soon as no call
- * of this handle is under way (`active` is 0 after the new table was published, so every later call sees that one),
- * the handle gives up its pins. Values that somebody pinned stay mapped. */
+ * of this handle is under way (`active` and `writing` are 0 after the new table was published, so every later call sees
+ * that one), the handle gives up its pins. Values that somebody pinned stay mapped.
+ *
+ * A call stores first that it is under way, and then loads the table; who reclaims stores the table, and then looks for
+ * calls. Both need a full fence between the two. Readers add to `active`, which is one. The one thread that holds the writer
+ * lock sets `writing`, a plain store: its fence is made by whoever reclaims, once for hundreds of puts
+ * (ds__os_fence_threads; `fenced` where the kernel cannot). */
 #ifndef DS_SEGMENT_H
 #define DS_SEGMENT_H
 
@@ -52,6 +57,8 @@ struct ds_segments {
     _Atomic(struct ds_segment_table *) table;
     _Atomic uint64_t start;             /* segments below are not in the table any more */
     atomic_uint active;                 /* calls under way that may look into tables */
+    atomic_uint writing;                /* one more, under the writer lock */
+    bool fenced;                        /* `writing` needs a fence of its own */
     _Atomic(struct ds_segment *) limbo; /* dropped, but a call may still look into them */
     pthread_mutex_t changing;           /* one thread at a time replaces the table */
 };
@@ -83,6 +90,19 @@ static inline void ds__segments_enter(struct ds_segments *segments) {
 
 static inline void ds__segments_leave(struct ds_segments *segments) {
     atomic_fetch_sub_explicit(&segments->active, 1, memory_order_release);
+}
+
+/* The same for the thread that holds the writer lock. */
+static inline void ds__segments_enter_writing(struct ds_segments *segments) {
+    if (segments->fenced)
+        atomic_exchange_explicit(&segments->writing, 1, memory_order_seq_cst);
+    else
+        atomic_store_explicit(&segments->writing, 1, memory_order_relaxed);
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
+static inline void ds__segments_leave_writing(struct ds_segments *segments) {
+    atomic_store_explicit(&segments->writing, 0, memory_order_release);
 }
 
 /* Unmaps what lies below `start`, now or in a later call. Call it outside enter and leave. */

@@ -174,6 +174,7 @@ ds_status ds_stats_read(ds_store *store, ds_stats *out) {
     out->dropped_segments = atomic_load_explicit(&control->dropped_segments, memory_order_relaxed);
     out->waits = atomic_load_explicit(&control->waits, memory_order_relaxed);
     out->index_slots = index->mask + 1;
+    out->verified_bytes = atomic_load_explicit(&store->verified_bytes, memory_order_relaxed);
     return DS_OK;
 }
 
@@ -194,6 +195,7 @@ static ds_status verify_frame(void *context, struct ds_segment *segment, uint64_
                             seen->store->directory.path, (unsigned long long)at);
         at += ds__record_length(record->key_size, record->value_size);
     }
+    atomic_fetch_add_explicit(&seen->store->verified_bytes, at - offset, memory_order_relaxed);
     return DS_OK;
 }
 
@@ -222,6 +224,7 @@ static ds_status verify_slot(ds_store *store, const struct ds_index *index, uint
         if (status == DS_OK)
             ds__mapping_unpin(mapping);
     }
+    atomic_fetch_add_explicit(&store->verified_bytes, ds__live_size(record), memory_order_relaxed);
     return status;
 }
 
@@ -248,6 +251,7 @@ static ds_status verify_index(ds_store *store) {
 
 static ds_status verify_all(ds_store *store, uint64_t *frames) {
     struct verification seen = {store, 0};
+    atomic_store_explicit(&store->verified_bytes, 0, memory_order_relaxed);
     uint64_t end = atomic_load_explicit(&store->control->committed, memory_order_acquire);
     ds_status status = ds__log_walk(store, end, verify_frame, &seen);
     if (status == DS_OK)

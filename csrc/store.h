@@ -34,8 +34,9 @@ struct ds_store {
     pthread_cond_t keeper_wake;
     bool keeper_running, keeper_stop;
     atomic_bool keeper_asked;
-    atomic_bool overdue;          /* a ds_try_put() left a compaction to the next put */
-    atomic_bool compacting_fails; /* the last pass of this handle: writers do not wait for the next */
+    atomic_bool overdue;             /* a ds_try_put() left a compaction to the next put */
+    atomic_bool compacting_fails;    /* the last pass of this handle: writers do not wait for the next */
+    _Atomic uint64_t verified_bytes; /* ds_stats: how far ds_verify() has come, for who watches from another thread */
 };
 
 /* store.c: is the handle usable here, and for writing? */
@@ -48,7 +49,16 @@ ds_status ds__intact(const ds_store *store, ds_status status);
 /* read.c --------------------------------------------------------------------------------------------------------- */
 
 /* The index generation in force, mapped. */
-ds_status ds__index_now(ds_store *store, struct ds_index **out);
+ds_status ds__index_remap(ds_store *store, struct ds_index **out);
+static inline ds_status ds__index_now(ds_store *store, struct ds_index **out) {
+    struct ds_index *index = atomic_load_explicit(&store->index, memory_order_acquire);
+    uint64_t generation = atomic_load_explicit(&store->control->generation, memory_order_acquire);
+    if (index != NULL && index->generation == generation) {
+        *out = index;
+        return DS_OK;
+    }
+    return ds__index_remap(store, out);
+}
 
 struct ds_found {
     uint64_t slot;   /* where in the index */
@@ -81,6 +91,8 @@ bool ds__scan_outdated(const ds_store *store, const struct ds_index *index, uint
 /* Every call that looks into segments does so between these two. */
 void ds__enter(ds_store *store);
 void ds__leave(ds_store *store);
+/* The same for the thread that holds the writer lock. */
+void ds__enter_writing(ds_store *store);
 
 /* writer.c ------------------------------------------------------------------------------------------------------- */
 
@@ -124,7 +136,7 @@ uint64_t ds__live_size(const struct ds_record *record);
 
 /* wait.c --------------------------------------------------------------------------------------------------------- */
 
-/* After a commit point: wakes who waits for these keys. */
+/* After a commit, when the writer lock was given back: wakes who waits for these keys. */
 void ds__wake(struct ds_control *control, const struct ds_plan *plans, size_t count);
 void ds__wake_all(struct ds_control *control);
 

@@ -5,9 +5,9 @@
  * waits for has happened, then sleeps unless the word has moved. A writer, after its commit point, looks at the words of
  * its keys, and only where bit 0 is set adds one (which clears the bit and moves the word) and wakes all sleepers.
  *
- * Both store first and load afterwards, so both need a full fence between the two: the waiter's is its
- * fetch_or, the writer's is explicit. A writer that dies between commit point and wake is covered twice: repair wakes all,
- * and sleepers look again once a second. */
+ * Both store first and load afterwards, so both need a full fence between the two: the waiter's is its fetch_or, the
+ * writer's is the giving back of the writer lock, after which it looks (ds__fence_after_unlock). Whom a writer that dies
+ * before it looks would have woken looks again within a second, or when repair wakes all. */
 #include "store.h"
 
 #include <errno.h>
@@ -30,7 +30,7 @@ static void wake(_Atomic uint32_t *word) {
 }
 
 void ds__wake(struct ds_control *control, const struct ds_plan *plans, size_t count) {
-    atomic_thread_fence(memory_order_seq_cst);
+    ds__fence_after_unlock();
     for (size_t i = 0; i < count; i++)
         if (plans[i].write)
             wake(word_of(control, plans[i].hash));

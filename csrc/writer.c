@@ -12,7 +12,7 @@ ds_status ds__writer_enter_within(ds_store *store, int timeout_ms) {
     ds_status status = ds__lock_take(&store->control->lock, timeout_ms, store->directory.path, &died);
     if (status != DS_OK)
         return status;
-    ds__enter(store);
+    ds__enter_writing(store);
     /* Not only when the last owner died: its heir may have died in the repair, or failed and given up. */
     if (atomic_load_explicit(&store->control->intent.end, memory_order_relaxed) != 0)
         status = ds__repair(store);
@@ -27,8 +27,8 @@ ds_status ds__writer_enter_within(ds_store *store, int timeout_ms) {
 }
 
 void ds__writer_leave(ds_store *store) {
+    ds__segments_leave_writing(&store->segments); /* before another thread of this handle enters */
     ds__lock_release(&store->control->lock);
-    ds__leave(store);
 }
 
 ds_status ds_settle(ds_store *store, uint64_t *sequence) {

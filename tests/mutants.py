@@ -1,13 +1,17 @@
 """Seeded bugs in the protocol: is there a test that notices each of them?
 
-    python tests/mutants.py                  build and test every mutant, print the table, exit 1 if one lives
-    python tests/mutants.py NAME ...         these only
-    python tests/mutants.py --list           names and what they break
-    python tests/mutants.py --all            run every test on every mutant, not only up to the first that fails
+    python3 tests/mutants.py                 build and test every mutant, print the table, exit 1 if one lives
+    python3 tests/mutants.py NAME ...        these only
+    python3 tests/mutants.py --list          names and what they break
+    python3 tests/mutants.py --check         only see whether every edit still fits the engine's sources
+    python3 tests/mutants.py --find NAME ... forget which test is expected to notice, try them all, print what to write below
     cmake -DDORA_STATE_MUTANT=NAME           build the engine with one of them (CMakeLists.txt calls --apply)
 
 A mutant is a replacement of a few lines in csrc, applied to a copy, so that the engine itself carries no scaffolding. One
 whose lines are not found exactly once is an error: after a change of the engine it must be looked at again.
+
+Each is built with that option in a build directory of a worker (one per processor), which builds anew only what the mutant
+changed, and the test that is expected to notice it (NOTICED_BY). If that one is content, the others are tried.
 """
 
 # ruff: noqa: E501 - the lines of csrc are quoted as they are
@@ -16,34 +20,40 @@ from __future__ import annotations
 
 import argparse
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "mutants"
-JOBS = os.environ.get("DORA_STATE_JOBS", "2")
+WORKERS = int(os.environ.get("DORA_STATE_JOBS", str(os.cpu_count() or 1)))
 TEST_LIMIT_S = 240
 
-# In the order in which they are tried: quick ones first. Seeds are fixed, so the table is too.
+# What is tried when no test is expected to notice, or the expected one does not: quick ones first. Seeds are fixed, so the
+# table is too.
 TESTS = [
-    ["test_status"],
-    ["test_store"],
-    ["test_open"],
-    ["test_damage"],
-    ["test_sigbus"],
-    ["test_repair"],
-    ["test_processes"],
-    ["test_races"],
-    ["every_store", "1", "1"],
-    ["kill_sweep", "150", "1", "/dev/shm"],
-    ["linearizability", "15", "4", "1", "/dev/shm"],
-    ["power_loss", "4000", "1"],
-    ["bit_flips", "1", "3", "100000"],
+    "test_status",
+    "test_store",
+    "test_open",
+    "test_damage",
+    "test_changes",
+    "test_sync",
+    "test_sigbus",
+    "test_repair",
+    "test_processes",
+    "test_races",
+    "test_hostile",
+    "every_store 1 1",
+    "kill_sweep 150 1 /dev/shm",
+    "linearizability 15 4 1 /dev/shm",
+    "power_loss 4000 1",
+    "bit_flips 1 30 100000",
 ]
 
 
@@ -166,7 +176,7 @@ MUTANTS = [
         "batch-uses-the-first-empty-slot",
         "append.c",
         "two new keys of a batch that probe to one slot overwrite each other",
-        ("        if (records == 1)\n", "        if (records >= 1)\n"),
+        ("        if (records == 1 ||", "        if (records >= 1 ||"),
     ),
     mutant(
         "sealed-tail-ignored",
@@ -179,8 +189,8 @@ MUTANTS = [
         "append.c",
         "the record's hash does not cover what is stored",
         (
-            "    record->hash = ds__record_hash(record_seed, record, plan->length);",
-            "    record->hash = ds__record_hash(record_seed, record, sizeof *record);",
+            "    header.hash = ds__record_hash(record_seed, record, plan->length);",
+            "    header.hash = ds__record_hash(record_seed, record, sizeof *record);",
         ),
     ),
     # ---- files that are cut under a handle -----------------------------------------------------
@@ -302,7 +312,7 @@ MUTANTS = [
     ),
     mutant(
         "old-index-forever",
-        "read.c",
+        "store.h",
         "readers do not notice that the index was replaced",
         (
             "    if (index != NULL && index->generation == generation) {\n        *out = index;\n        return DS_OK;",
@@ -628,6 +638,38 @@ MUTANTS = [
             "    for (size_t i = 0; i < count; i++) {\n        if (changes[i].kind == DS_EXPECT)",
         ),
     ),
+    # ---- files ---------------------------------------------------------------------------------
+    mutant(
+        "links-followed",
+        "os.c",
+        "a symbolic link in the directory leads the store to another file",
+        ("O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK |", "O_CLOEXEC | O_NONBLOCK |"),
+    ),
+    mutant(
+        "links-written-through",
+        "os.c",
+        "a new file is made where a symbolic link leads",
+        ("O_CLOEXEC | O_RDWR | O_CREAT | O_EXCL;", "O_CLOEXEC | O_RDWR | O_CREAT | O_TRUNC;"),
+    ),
+    mutant(
+        "files-of-others-taken",
+        "os.c",
+        "somebody else's file becomes part of the store",
+        (
+            "    if (info.st_uid != directory->owner && info.st_uid != geteuid() && info.st_uid != 0)",
+            "    if (false)",
+        ),
+    ),
+    mutant(
+        "page-of-another-libc",
+        "recovery.c",
+        "a lock of another libc is used as if it were this one's",
+        (
+            "    if (memcmp(found, &expected, sizeof expected) == 0)\n        return DS_OK;",
+            "    expected.libc = found->libc;\n"
+            "    if (memcmp(found, &expected, sizeof expected) == 0)\n        return DS_OK;",
+        ),
+    ),
     # ---- repair --------------------------------------------------------------------------------
     mutant(
         "salvage-believes-half-a-commit",
@@ -682,16 +724,88 @@ MUTANTS = [
     ),
 ]
 
-# Changes that no test may notice: the engine must not depend on them.
-HARMLESS = [
-    mutant(
-        "hash-is-constant",
-        "hash.c",
-        "nothing: every key collides, and is found by comparing keys (I26)",
-        ("    return fold(state ^ seed, K1);", "    return 0 * fold(state ^ seed, K1);"),
-    ),
-]
-HARMLESS_TESTS = [["test_store"], ["test_open"], ["test_damage"], ["test_processes"]]
+# No bug at all: the tests that notice the others must be content with it.
+UNCHANGED = Mutant("unchanged", "nothing", ())
+
+# Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
+NOTICED_BY: dict[str, str] = {
+    "links-followed": "test_files i29_no_open_follows_a_link",
+    "links-written-through": "test_files i29_no_open_follows_a_link_to_nowhere",
+    "files-of-others-taken": "test_files i29_no_open_takes_a_file_of_somebody_else",
+    "page-of-another-libc": "test_files i33_the_page_of_another_libc_is_rebuilt_or_refused",
+    "intent-forgotten": "every_store 1 1 /dev/shm 0",
+    "intent-before-its-content": "every_store 1 1 /dev/shm 0",
+    "word0-first-and-believed": "every_store 1 1 /dev/shm 0",
+    "committed-before-the-index": "every_store 1 1 /dev/shm 0",
+    "tail-before-committed": "every_store 1 1 /dev/shm 0",
+    "intent-cleared-before-the-tail": "every_store 1 1 /dev/shm 0",
+    "commit-point-a-frame-late": "test_store a_value_comes_back",
+    "crc-of-the-tail-not-kept": "test_store deleting_keys_hides_no_others",
+    "sequence-not-advanced": "test_store a_value_comes_back",
+    "delete-empties-the-slot": "test_store deleting_keys_hides_no_others",
+    "batch-uses-the-first-empty-slot": "test_store a_large_batch_is_one_commit",
+    "sealed-tail-ignored": "test_repair what_recovery_dropped_does_not_come_back",
+    "hash-before-the-value": "test_store a_value_comes_back",
+    "cut-index-believed": "test_sigbus a_slot_that_is_cut_off_is_no_missing_key",
+    "cut-value-believed": "test_sigbus what_was_not_cut_is_served",
+    "cut-segment-written": "test_sigbus what_was_not_cut_is_served",
+    "faults-of-others-swallowed": "test_sigbus a_fault_elsewhere_kills_as_ever",
+    "repair-skipped": "every_store 1 1 /dev/shm 0",
+    "repair-always-undoes": "every_store 1 1 /dev/shm 0",
+    "repair-believes-word0": "every_store 1 1 /dev/shm 0",
+    "repair-clears-the-intent-first": "every_store 1 1 /dev/shm 0",
+    "finish-forgets-the-index": "every_store 1 1 /dev/shm 0",
+    "finish-forgets-the-tail": "every_store 1 1 /dev/shm 0",
+    "finish-forgets-the-crc": "every_store 1 1 /dev/shm 0",
+    "undo-leaves-torn-bytes": "every_store 6 1 /dev/shm 1",
+    "undo-forgets-the-new-segment": "every_store 1 1 /dev/shm 3",
+    "no-stepping-back": "test_changes many_keys_are_read_at_one_point",
+    "segment-looked-for-once": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "old-index-forever": "every_store 1 1 /dev/shm 7",
+    "key-compared-by-tag": "test_store a_value_comes_back",
+    "keyspace-ignored": "test_store keyspaces_do_not_collide",
+    "record-unchecked-on-read": "bit_flips 1 30 100000",
+    "scan-ignores-what-is-shed": "test_races a_scan_misses_no_key_that_is_put_anew",
+    "search-from-the-last-mapped": "test_races a_reader_that_fell_behind_finds_the_log_again",
+    "record-hash-skipped": "test_repair every_intact_commit_is_kept",
+    "frame-crc-skipped": "test_damage frames_of_another_history_are_not_accepted",
+    "predecessor-not-in-the-crc": "test_damage frames_of_another_history_are_not_accepted",
+    "segment-link-ignores-the-crc": "test_damage segments_of_another_history_are_not_accepted",
+    "sequence-instead-of-offset": "test_damage frames_of_another_history_are_not_accepted",
+    "tombstone-forgotten": "test_open a_store_survives_a_reboot",
+    "first-version-wins": "test_open a_store_survives_a_reboot",
+    "floor-ignored": "test_damage a_missing_segment_is_reported",
+    "torn-end-not-sealed": "test_repair what_recovery_dropped_does_not_come_back",
+    "torn-is-the-end": "power_loss 4000 1",
+    "dead-bytes-not-counted": "test_damage frames_of_another_history_are_not_accepted",
+    "no-sequence-gap": "test_open commits_after_unclean_ends_survive_the_next",
+    "version-ignored": "test_damage a_future_format_is_refused",
+    "another-boot-is-this-one": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "any-control-page-is-believed": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "index-published-empty": "every_store 1 1 /dev/shm 7",
+    "index-growth-loses-a-slot": "every_store 1 1 /dev/shm 7",
+    "compaction-drops-before-the-sync": "power_loss 4000 1",
+    "compaction-forgets-the-last-batch": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "compaction-without-head": "test_repair every_intact_commit_is_kept",
+    "relocation-gets-a-new-sequence": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "directory-not-synced": "power_loss 4000 1",
+    "segments-not-synced": "test_sync i10_a_failed_sync_is_final_for_all",
+    "segment-header-not-synced": "power_loss 4000 1",
+    "floor-not-raised": "test_open a_store_survives_a_reboot",
+    "lock-not-robust": "every_store 1 1 /dev/shm 0",
+    "lock-not-made-consistent": "test_processes a_stopped_writer_blocks_writers_only",
+    "fork-not-noticed": "test_processes a_forked_handle_refuses_and_the_parent_goes_on",
+    "fence-ignored": "test_store a_fenced_incarnation_commits_no_more",
+    "expectation-ignored": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "first-change-wins": "test_store a_key_named_twice_takes_its_last_change",
+    "salvage-believes-half-a-commit": "test_repair half_a_commit_is_not_taken_for_one",
+    "salvage-without-hashes": "test_repair every_intact_commit_is_kept",
+    "salvage-needs-headers": "test_repair every_intact_commit_is_kept",
+    "salvage-beyond-the-end": "test_repair what_recovery_dropped_does_not_come_back",
+    "repair-reuses-sequences": "test_repair every_intact_commit_is_kept",
+    "repair-hides-the-gap": "test_repair followers_of_a_damaged_store_start_over",
+    "repair-takes-bad-blobs": "test_repair a_lost_blob_loses_that_version_only",
+}
 
 
 def apply(chosen: Mutant, target: Path) -> None:
@@ -720,17 +834,10 @@ def edited(chosen: Mutant, file: str, text: str) -> str:
     return text
 
 
-def build(chosen: Mutant) -> None:
-    configure = ["cmake", "-S", str(ROOT), "-B", str(BUILD), f"-DDORA_STATE_MUTANT={chosen.name}"]
-    configure += ["-DCMAKE_BUILD_TYPE=Release", "-DDORA_STATE_PYTHON=OFF", "-DDORA_STATE_TESTS=ON"]
-    if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
-        configure += ["-G", "Ninja"]
-    for command in (configure, ["cmake", "--build", str(BUILD), "-j", JOBS]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(
-                f"mutants.py: {chosen.name} does not build:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-            )
+def check(chosen: list[Mutant]) -> None:
+    for m in chosen:
+        for file in {file for file, _, _ in m.edits}:
+            edited(m, file, (ROOT / "csrc" / file).read_text())
 
 
 def first_line(text: str) -> str:
@@ -740,45 +847,150 @@ def first_line(text: str) -> str:
     return " ".join((spoken or failed or lines or ["no output"])[0].split())
 
 
-def run_test(test: list[str]) -> str | None:
-    """What the test says when it fails; None if it passes. It is ended, with all its children, after a while."""
-    command = [str(BUILD / "tests" / "c" / test[0]), *test[1:]]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+@dataclass
+class Verdict:
+    mutant: Mutant
+    test: str | None  # that noticed
+    said: str
+    seconds: float
+
+
+class Bench:
+    """A build directory, and a mutant after the other in it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.build = BUILD / str(number)
+        self.running: subprocess.Popen[str] | None = None
+
+    def command(self, *words: str | Path, limit: float | None = None) -> tuple[int, str]:
+        """Exit code and output. At the limit it is ended, with all its children."""
+        self.running = subprocess.Popen(
+            [str(word) for word in words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = self.running.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            self.end()
+            return -1, f"still running after {limit:.0f} s"
+        return self.running.returncode, output
+
+    def end(self) -> None:
+        if self.running and self.running.returncode is None:
+            os.killpg(self.running.pid, signal.SIGKILL)
+            self.running.communicate()
+
+    def make(self, chosen: Mutant, *command: str | Path) -> None:
+        code, output = self.command(*command)
+        if code:
+            raise RuntimeError(f"{chosen.name} does not build:\n{output[-3000:]}")
+
+    def configure(self, chosen: Mutant) -> None:
+        # -O1 builds fastest: most of the time goes into compiling.
+        words = ["cmake", "-S", ROOT, "-B", self.build, f"-DDORA_STATE_MUTANT={chosen.name}"]
+        words += ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_C_FLAGS_RELEASE=-O1"]
+        words += ["-DDORA_STATE_PYTHON=OFF", "-DDORA_STATE_TESTS=ON"]
+        if shutil.which("ninja") and not (self.build / "CMakeCache.txt").exists():
+            words += ["-G", "Ninja"]
+        self.make(chosen, *words)
+
+    def notices(self, chosen: Mutant, test: str) -> tuple[str, str] | None:
+        """The test, by the name of the case that failed, and what it says; None if it is content."""
+        program, *arguments = test.split()
+        self.make(chosen, "cmake", "--build", self.build, "--target", program)
+        code, output = self.command(
+            self.build / "tests" / "c" / program, *arguments, limit=TEST_LIMIT_S
+        )
+        if code == 0:
+            return None
+        failed = [line.split()[1] for line in output.splitlines() if line.startswith("FAIL ")]
+        single = not arguments and failed and failed[0] != program
+        return (f"{program} {failed[0]}" if single else test), first_line(output)
+
+    def judge_unchanged(self) -> None:
+        self.configure(UNCHANGED)
+        for test in dict.fromkeys(NOTICED_BY.values()):
+            noticed = self.notices(UNCHANGED, test)
+            if noticed:
+                raise RuntimeError(f"{test} fails without a mutant: {noticed[1]}")
+
+    def judge(self, chosen: Mutant, expected: str | None) -> Verdict:
+        start = time.monotonic()
+        self.configure(chosen)
+        for test in [expected] * bool(expected) + TESTS:
+            noticed = self.notices(chosen, test)
+            if noticed:
+                return Verdict(chosen, *noticed, time.monotonic() - start)
+        return Verdict(chosen, None, "", time.monotonic() - start)
+
+
+def judge_all(chosen: list[Mutant], find: bool) -> list[Verdict]:
+    """All of them, each worker taking the next; the slow ones are begun first as they stand in NOTICED_BY."""
+    waiting: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
+    slow = ("every_store", "linearizability", "power_loss", "bit_flips", "kill_sweep")
+    for m in sorted(chosen, key=lambda m: not NOTICED_BY.get(m.name, slow[0]).startswith(slow)):
+        waiting.put(m)
+    verdicts: list[Verdict] = []
+    problems: list[BaseException] = []
+
+    def work(bench: Bench) -> None:
+        try:
+            if bench.number == 0 and not find:
+                bench.judge_unchanged()
+            while not problems:
+                m = waiting.get_nowait()
+                verdict = bench.judge(m, None if find else NOTICED_BY.get(m.name))
+                verdicts.append(verdict)
+                print_row(verdict)
+        except queue.Empty:
+            pass
+        except BaseException as problem:
+            problems.append(problem)
+
+    benches = [Bench(number) for number in range(WORKERS)]
+    threads = [threading.Thread(target=work, args=[bench]) for bench in benches]
+    for thread in threads:
+        thread.start()
     try:
-        output, _ = process.communicate(timeout=TEST_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return f"still running after {TEST_LIMIT_S} s"
-    return None if process.returncode == 0 else first_line(output)
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        problems.append(KeyboardInterrupt())
+        for bench in benches:
+            bench.end()
+        raise
+    if problems:
+        sys.exit(f"mutants.py: {problems[0]}")
+    return verdicts
 
 
-def judge(chosen: Mutant, every: bool) -> list[tuple[str, str]]:
-    """The tests that notice the mutant, and what they say."""
-    noticed = []
-    for test in HARMLESS_TESTS if chosen in HARMLESS else TESTS:
-        said = run_test(test)
-        if said is not None:
-            noticed.append((test[0], said))
-            if not every:
-                break
-    return noticed
+def print_row(verdict: Verdict) -> None:
+    said = verdict.said.replace("|", "/")[:110]
+    test = verdict.test or "**nothing**"
+    print(
+        f"| {verdict.mutant.name} | {verdict.mutant.breaks} | {test} | {said} | {verdict.seconds:.1f} |",
+        flush=True,
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Is every seeded bug noticed by a test?")
     parser.add_argument("names", nargs="*", help="mutants; none: all")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--all", action="store_true", help="go on after the first test that fails")
+    parser.add_argument("--check", action="store_true", help="do all edits fit?")
+    parser.add_argument("--find", action="store_true", help="try all tests, print NOTICED_BY")
     parser.add_argument("--apply", metavar="DIRECTORY", type=Path)
     options = parser.parse_args()
-    known = {m.name: m for m in MUTANTS + HARMLESS}
+    known = {m.name: m for m in [*MUTANTS, UNCHANGED]}
     unknown = [name for name in options.names if name not in known]
     if unknown:
         parser.error(f"no such mutant: {', '.join(unknown)}; see --list")
-    chosen = [known[name] for name in options.names] or MUTANTS + HARMLESS
+    chosen = [known[name] for name in options.names] or MUTANTS
     if options.list:
         for m in chosen:
             print(f"{m.name:36} {m.edits[0][0]:14} {m.breaks}")
@@ -786,23 +998,34 @@ def main() -> int:
     if options.apply:
         apply(chosen[0], options.apply)
         return 0
-    wrongs = 0
+    check(chosen)
+    if options.check:
+        print(f"{len(chosen)} mutants fit")
+        return 0
     start = time.monotonic()
+    survivors = run(chosen, options.find)
+    print(f"\n{summary(len(chosen), survivors)}, {time.monotonic() - start:.1f} s")
+    return 1 if survivors else 0
+
+
+def run(chosen: list[Mutant] = MUTANTS, find: bool = False) -> list[str]:
+    """Prints the table of these; the names of those that nothing noticed."""
+    check(chosen)
     print(
-        "| mutant | what it breaks | noticed by | what the test says |\n| --- | --- | --- | --- |"
+        "| mutant | what it breaks | noticed by | what that says | s |\n| --- | --- | --- | --- | --- |"
     )
-    for m in chosen:
-        build(m)
-        noticed = judge(m, options.all)
-        wrong = bool(noticed) if m in HARMLESS else not noticed
-        wrongs += wrong
-        tests = ", ".join(name for name, _ in noticed) or "nothing"
-        said = noticed[0][1].replace("|", "/")[:160] if noticed else ""
-        print(
-            f"| {m.name} | {m.breaks} | {'**' * wrong}{tests}{'**' * wrong} | {said} |", flush=True
-        )
-    print(f"\n{len(chosen)} mutants, {wrongs} wrong, {time.monotonic() - start:.0f} s")
-    return 1 if wrongs else 0
+    verdicts = judge_all(chosen, find)
+    if find:
+        for verdict in sorted(verdicts, key=lambda v: MUTANTS.index(v.mutant)):
+            print(f'    "{verdict.mutant.name}": "{verdict.test}",')
+    survivors = [verdict.mutant.name for verdict in verdicts if verdict.test is None]
+    for name in survivors:
+        print(f"survives: {name}", file=sys.stderr)
+    return survivors
+
+
+def summary(mutants: int, survivors: list[str]) -> str:
+    return f"{mutants} seeded bugs, {mutants - len(survivors)} noticed"
 
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@
     package   builds sdist and wheel, the wheel from the sdist, and installs it
     lint      ruff, mypy, clang-format
     c         the C tests, warnings as errors
+    mutants   seeded bugs in the engine: each must be noticed by a test (mutants.py)
+    figures   the proofs at their full size, release builds (figures.py)
     asan      the C tests under the address and the undefined-behaviour sanitizer
     tsan      the C tests under the thread sanitizer
     python    pytest, against the installed wheel
     bench     the benchmarks in quick mode: do they work? No time is looked at
 
-Without a part, all of them in this order. The first that fails ends the run with exit code 1. Needs Python with pip, a
-C compiler, cmake and make; everything else goes into a virtual environment in the repository.
+Without a part, all of them in this order. The first that fails ends the run with exit code 1. At the end stands a table of
+what was proven by which method, how much of it, and how long that took. Needs Python with pip, a C compiler, cmake and
+make; everything else goes into a virtual environment in the repository.
 """
 
 from __future__ import annotations
@@ -23,11 +26,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY / "tools"))
+sys.path[:0] = [str(REPOSITORY / "tools"), str(REPOSITORY / "tests")]
 
 import environment  # noqa: E402
+import figures  # noqa: E402
+import mutants  # noqa: E402
 
 DISTRIBUTIONS = REPOSITORY / "build" / "dist"
+ROWS: list[figures.Row] = []  # the table at the end
+JOBS = str(os.cpu_count() or 1)
 
 
 class PartError(Exception):
@@ -71,8 +78,8 @@ def c(preset: str = "dev") -> None:
     if not shutil.which("cmake"):
         raise PartError("cmake is not installed")
     run("cmake", "--preset", preset)
-    run("cmake", "--build", "--preset", preset, "--parallel", str(os.cpu_count() or 1))
-    run("ctest", "--preset", preset)
+    run("cmake", "--build", "--preset", preset, "--parallel", JOBS)
+    run("ctest", "--preset", preset, "--parallel", JOBS)
 
 
 def asan() -> None:
@@ -81,6 +88,23 @@ def asan() -> None:
 
 def tsan() -> None:
     c("tsan")
+
+
+def mutants_part() -> None:
+    begin = time.monotonic()
+    survivors = mutants.run()
+    if survivors:
+        raise PartError(f"no test notices {', '.join(survivors)}")
+    what = mutants.summary(len(mutants.MUTANTS), survivors)
+    ROWS.append(figures.Row("mutants", what, time.monotonic() - begin))
+
+
+def figures_part() -> None:
+    figures.build()
+    try:
+        ROWS.extend(figures.run_methods(figures.METHODS))
+    except figures.FigureError as failure:
+        raise PartError(str(failure)) from failure
 
 
 def python_tests() -> None:
@@ -97,6 +121,8 @@ PARTS: dict[str, Callable[[], None]] = {
     "c": c,
     "asan": asan,
     "tsan": tsan,
+    "mutants": mutants_part,
+    "figures": figures_part,
     "python": python_tests,
     "bench": bench,
 }
@@ -109,12 +135,17 @@ def main(names: list[str]) -> int:
     environment.create()
     begin = time.monotonic()
     for name in names or PARTS:
-        print(f"\n== {name} (at {time.monotonic() - begin:.0f} s)", flush=True)
+        part_begin = time.monotonic()
+        print(f"\n== {name} (at {part_begin - begin:.0f} s)", flush=True)
+        rows = len(ROWS)
         try:
             PARTS[name]()
         except (PartError, subprocess.CalledProcessError) as failure:
             print(f"\n== FAILED in {name}: {failure}", flush=True)
             return 1
+        if len(ROWS) == rows:
+            ROWS.append(figures.Row(name, "passed", time.monotonic() - part_begin))
+    figures.print_table(ROWS)
     return 0
 
 

@@ -213,6 +213,7 @@ typedef struct ds_stats {
     uint64_t relocated_bytes;  /* by compaction, since the boot */
     uint64_t dropped_segments; /* by compaction, since the boot */
     uint64_t waits;            /* commits that had to compact before they returned, since the boot */
+    uint64_t verified_bytes;   /* by the ds_verify() of this handle, which ends near log_bytes + live_bytes */
 } ds_stats;
 
 ds_status ds_stats_read(ds_store *store, ds_stats *out);
@@ -236,6 +237,10 @@ typedef struct ds_repair_report {
  * directory beside it as `<path>.damaged-<n>`. A commit is kept as a whole or not at all. DS_IN_USE while anybody has the
  * store open. Unless its sentence begins with "repaired", a failure has changed nothing. */
 ds_status ds_repair(const char *path, ds_repair_report *out);
+
+/* Swaps the names of two directories in one step, durably. For who replaces a store by a changed copy and holds an exclusive
+ * flock on its directory and on the file `control` in it: then nobody has it open, and who opens it waits. */
+ds_status ds_exchange(const char *path, const char *with);
 
 #ifdef __cplusplus
 }

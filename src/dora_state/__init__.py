@@ -7,6 +7,7 @@ from . import started_in as _started_in  # noqa: F401  before the process goes e
 
 if TYPE_CHECKING:
     from . import errors as errors
+    from .headers import get_include
     from .kvs import (
         kvs_batch,
         kvs_compare_and_write,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         kvs_entry,
         kvs_keys,
         kvs_read,
+        kvs_store,
         kvs_update,
         kvs_wait,
         kvs_wait_async,
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .operator import RestoreInfo, delete_state, restore_info, save_state
     from .runtime.policy import RestartPolicy
     from .store import Entry, Repaired, Store, repair
+    from .typed_state import state
 
 __all__ = [
     "Entry",
@@ -31,12 +34,14 @@ __all__ = [
     "RestoreInfo",
     "Store",
     "delete_state",
+    "get_include",
     "kvs_batch",
     "kvs_compare_and_write",
     "kvs_delete",
     "kvs_entry",
     "kvs_keys",
     "kvs_read",
+    "kvs_store",
     "kvs_update",
     "kvs_wait",
     "kvs_wait_async",
@@ -45,6 +50,7 @@ __all__ = [
     "repair",
     "restore_info",
     "save_state",
+    "state",
 ]
 
 # Imported when they are first asked for: an operator that only saves needs no kvs_*, and a node that only shares no
@@ -53,9 +59,11 @@ _HOMES = {
     "RestartPolicy": "runtime.policy",
     "RestoreInfo": "operator",
     "delete_state": "operator",
+    "get_include": "headers",
     "operator_status": "observe",
     "restore_info": "operator",
     "save_state": "operator",
+    "state": "typed_state",
 } | dict.fromkeys(("Entry", "Repaired", "Store", "repair"), "store")
 
 

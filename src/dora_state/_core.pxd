@@ -1,5 +1,6 @@
 # The engine's C interface (csrc/include/dora_state.h) for Cython.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 
 cdef extern from "dora_state.h" nogil:
@@ -142,6 +143,7 @@ cdef extern from "dora_state.h" nogil:
         uint64_t relocated_bytes
         uint64_t dropped_segments
         uint64_t waits
+        uint64_t verified_bytes
 
     ds_status ds_stats_read(ds_store *store, ds_stats *out)
     ds_status ds_verify(ds_store *store, uint64_t *frames)
@@ -157,6 +159,7 @@ cdef extern from "dora_state.h" nogil:
         char damaged_path[4096]
 
     ds_status ds_repair(const char *path, ds_repair_report *out)
+    ds_status ds_exchange(const char *path, const char *with_)
 
 
 cdef class Store:
@@ -167,6 +170,15 @@ cdef class Store:
     cdef readonly bint read_only
     cdef readonly unsigned long long incarnation
     cdef object __weakref__
+    cdef Py_ssize_t direct_calls  # the same for those below, who may not have had the GIL at all
+
+    # For Cython operators, also without the GIL: docs/cython.md. Keys and values are pointer and size, a key in UTF-8.
+    cdef uint64_t put_direct(self, const void *key, size_t key_size, const void *value, size_t size) except 0 nogil
+    cdef bint delete_direct(self, const void *key, size_t key_size) except -1 nogil
+    cdef Py_ssize_t get_direct(self, const void *key, size_t key_size, void *into, size_t room) except -2 nogil
+    cdef bint view_direct(self, const void *key, size_t key_size, ds_value *out) except -1 nogil
+    cdef void release_direct(self, const ds_value *value) noexcept nogil
+    cdef uint64_t commit_direct(self, const ds_change *changes, size_t count) except 0 nogil
 
 
 cdef class Batch:
@@ -176,3 +188,26 @@ cdef class Batch:
     cdef Py_ssize_t room
     cdef list kept  # the objects that `changes` points into
     cdef int _add(self, ds_change_kind kind, int keyspace, object key, bytes value, object expected) except -1
+
+
+# One element of commit_direct(): valid while key and value are.
+cdef inline ds_change put_change(const void *key, size_t key_size, const void *value, size_t size) noexcept nogil:
+    cdef ds_change change
+    memset(&change, 0, sizeof(change))
+    change.kind = DS_PUT
+    change.keyspace = DS_USER
+    change.key = key
+    change.key_size = key_size
+    change.value = value
+    change.value_size = size
+    return change
+
+
+cdef inline ds_change delete_change(const void *key, size_t key_size) noexcept nogil:
+    cdef ds_change change = put_change(key, key_size, NULL, 0)
+    change.kind = DS_DELETE
+    return change
+
+
+# dora_state.save_state() of `size` bytes, which are copied now. Needs the GIL.
+cdef int save_state_direct(str key, const void *value, size_t size) except -1

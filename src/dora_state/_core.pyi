@@ -1,9 +1,9 @@
 """The binding: convert, one C call, check, convert back. Shapes and errors are those of csrc/include/dora_state.h."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from types import TracebackType
-from typing import TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from typing_extensions import Buffer  # known to type checkers; nothing imports it at run time
 
@@ -11,6 +11,10 @@ _T = TypeVar("_T")
 
 USER: int
 RUNTIME: int
+api: Any  # a capsule: include/dora_state_api.h
+
+class RawKey(bytes):
+    """A key that need not be UTF-8, for tools."""
 
 class Store:
     """One handle on a store. See `dora_state.Store` for the public class that adds the mapping methods."""
@@ -54,7 +58,14 @@ class Store:
     def __delitem__(self, key: str) -> None: ...
     def __contains__(self, key: object) -> bool: ...
     def __len__(self) -> int: ...
-    def _scan(self, keyspace: int) -> Iterator[tuple[str, bytes, int]]: ...
+    @overload
+    def _scan(
+        self, keyspace: int, *, views: Literal[False] = ...
+    ) -> Iterator[tuple[str, bytes, int]]: ...
+    @overload
+    def _scan(
+        self, keyspace: int, *, views: Literal[True]
+    ) -> Iterator[tuple[str, memoryview, int]]: ...
     def _get(self, keyspace: int, key: str) -> tuple[bytes, int] | None: ...
     def _batch(self) -> Batch: ...
     def settle(self) -> int: ...
@@ -86,3 +97,5 @@ class Batch:
 def repair(
     path: str | PathLike[str],
 ) -> tuple[int, int, int, int, int, int | None, int, str]: ...
+def exchange(path: str | PathLike[str], other: str | PathLike[str]) -> None: ...
+def on_save(save_state: Callable[[str, bytes], None]) -> None: ...

@@ -14,6 +14,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, P
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.pycapsule cimport PyCapsule_New
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
@@ -62,14 +63,53 @@ cdef object _error(ds_status status):
     return _classes[status](message)
 
 
+cdef int _raise(ds_status status) except -1 nogil:
+    with gil:
+        raise _error(status)
+
+
+cdef extern from * nogil:
+    """
+    static inline void dora_state_enter(Py_ssize_t *calls) { __atomic_fetch_add(calls, 1, __ATOMIC_SEQ_CST); }
+    static inline void dora_state_leave(Py_ssize_t *calls) { __atomic_fetch_sub(calls, 1, __ATOMIC_RELEASE); }
+    static inline Py_ssize_t dora_state_direct_calls(const Py_ssize_t *calls)
+    {
+        return __atomic_load_n(calls, __ATOMIC_SEQ_CST);
+    }
+    static inline ds_store *dora_state_get_handle(ds_store *const *handle)
+    {
+        return __atomic_load_n(handle, __ATOMIC_SEQ_CST);
+    }
+    static inline void dora_state_set_handle(ds_store **handle, ds_store *to)
+    {
+        __atomic_store_n(handle, to, __ATOMIC_SEQ_CST);
+    }
+    """
+    void _enter "dora_state_enter"(Py_ssize_t *calls)
+    void _leave "dora_state_leave"(Py_ssize_t *calls)
+    Py_ssize_t _direct_calls "dora_state_direct_calls"(const Py_ssize_t *calls)
+    ds_store *_get_handle "dora_state_get_handle"(ds_store **handle)
+    void _set_handle "dora_state_set_handle"(ds_store **handle, ds_store *to)
+
+
 cdef object _not_a_key(object key):
     if isinstance(key, str):
         return ValueError(f"a key is text that can be written as UTF-8; {key!r:.80} holds a lone surrogate")
     return TypeError(f"a key is a str, not {type(key).__name__}; use str(key), or key.decode() for bytes")
 
 
+class RawKey(bytes):
+    """A key that need not be UTF-8, for tools: any call that takes a key takes this.
+
+    Iterations give such a key as a str with escaped bytes; `key.encode("utf-8", "surrogateescape")` has them back.
+    """
+
+
 cdef inline const char *_key(object key, Py_ssize_t *size) except NULL:
     if not isinstance(key, str):
+        if isinstance(key, RawKey):
+            size[0] = PyBytes_GET_SIZE(key)
+            return PyBytes_AS_STRING(key)
         raise _not_a_key(key)
     try:
         return PyUnicode_AsUTF8AndSize(key, size)
@@ -167,6 +207,7 @@ cdef class Store:
     def __cinit__(self):
         self.handle = NULL
         self.calls = 0
+        self.direct_calls = 0
 
     def __init__(self, path, *, str durability="process", int group_ms=DS_GROUP_MS, lock_timeout=10.0,
                  bint read_only=False, bint create=True, unsigned long long incarnation=0):
@@ -217,8 +258,8 @@ cdef class Store:
         """
         cdef ds_store *handle = self.handle
         cdef ds_status status
-        self.handle = NULL
-        while self.calls > 0:
+        _set_handle(&self.handle, NULL)
+        while self.calls > 0 or _direct_calls(&self.direct_calls) > 0:
             time.sleep(0.001)  # gives up the GIL, which they need to end
         with nogil:
             status = ds_close(handle)
@@ -429,9 +470,12 @@ cdef class Store:
             return None
         raise _error(status)
 
-    def _scan(self, int keyspace):
-        """Iterates over (key, value, sequence) of a keyspace as it stood when the iteration began."""
-        return _Scan(self, keyspace)
+    def _scan(self, int keyspace, *, bint views=False):
+        """Iterates over (key, value, sequence) of a keyspace as it stood when the iteration began.
+
+        views: values as `view` gives them, for who does not need them all as bytes.
+        """
+        return _Scan(self, keyspace, views)
 
     def _batch(self):
         """An empty Batch for this store."""
@@ -509,7 +553,71 @@ cdef class Store:
             "relocated_bytes": stats.relocated_bytes,
             "dropped_segments": stats.dropped_segments,
             "waits": stats.waits,
+            "verified_bytes": stats.verified_bytes,
         }
+
+    # Without the GIL. A call counts itself before it looks at the handle and close() takes the handle away before it looks
+    # at the count, both sequentially consistent: either close() sees the call, or the call that there is no handle.
+
+    cdef uint64_t put_direct(self, const void *key, size_t key_size, const void *value, size_t size) except 0 nogil:
+        cdef uint64_t sequence = 0
+        cdef ds_status status
+        _enter(&self.direct_calls)
+        status = ds_put(_get_handle(&self.handle), DS_USER, key, key_size, value, size, &sequence)
+        _leave(&self.direct_calls)
+        if status != DS_OK:
+            _raise(status)
+        return sequence
+
+    cdef bint delete_direct(self, const void *key, size_t key_size) except -1 nogil:
+        cdef ds_status status
+        _enter(&self.direct_calls)
+        status = ds_delete(_get_handle(&self.handle), DS_USER, key, key_size, NULL)
+        _leave(&self.direct_calls)
+        if status != DS_OK and status != DS_MISSING:
+            _raise(status)
+        return status == DS_OK
+
+    cdef Py_ssize_t get_direct(self, const void *key, size_t key_size, void *into, size_t room) except -2 nogil:
+        cdef ds_store *handle
+        cdef ds_value value
+        cdef Py_ssize_t size = -1
+        cdef ds_status status
+        _enter(&self.direct_calls)
+        handle = _get_handle(&self.handle)
+        status = ds_borrow(handle, DS_USER, key, key_size, &value)
+        if status == DS_OK:
+            size = <Py_ssize_t>value.size
+            if value.size <= room:
+                memcpy(into, value.data, value.size)
+                status = ds_value_check(&value)
+            ds_return(handle, &value)
+        _leave(&self.direct_calls)
+        if status != DS_OK and status != DS_MISSING:
+            _raise(status)
+        return size
+
+    cdef bint view_direct(self, const void *key, size_t key_size, ds_value *out) except -1 nogil:
+        cdef ds_status status
+        _enter(&self.direct_calls)
+        status = ds_get(_get_handle(&self.handle), DS_USER, key, key_size, out)
+        _leave(&self.direct_calls)
+        if status != DS_OK and status != DS_MISSING:
+            _raise(status)
+        return status == DS_OK
+
+    cdef void release_direct(self, const ds_value *value) noexcept nogil:
+        ds_unpin(value)
+
+    cdef uint64_t commit_direct(self, const ds_change *changes, size_t count) except 0 nogil:
+        cdef uint64_t sequence = 0
+        cdef ds_status status
+        _enter(&self.direct_calls)
+        status = ds_commit(_get_handle(&self.handle), changes, count, &sequence)
+        _leave(&self.direct_calls)
+        if status != DS_OK:
+            _raise(status)
+        return sequence
 
 
 cdef class _Scan:
@@ -517,10 +625,12 @@ cdef class _Scan:
 
     cdef Store store
     cdef ds_cursor *cursor
+    cdef bint views
 
-    def __cinit__(self, Store store not None, int keyspace):
+    def __cinit__(self, Store store not None, int keyspace, bint views):
         self.store = store
         self.cursor = NULL
+        self.views = views
         cdef ds_status status = ds_cursor_open(store.handle, <uint8_t>keyspace, &self.cursor)
         if status != DS_OK:
             raise _error(status)
@@ -536,6 +646,7 @@ cdef class _Scan:
         cdef const void *key
         cdef size_t key_size
         cdef ds_value value
+        cdef _Pinned pinned
         cdef ds_status status
         if self.store.handle is NULL:  # the cursor looks into a handle that is gone
             raise errors.StoreClosed(f"{self.store.path}: the store was closed during an iteration")
@@ -547,10 +658,17 @@ cdef class _Scan:
             raise StopIteration
         if status != DS_OK:
             raise _error(status)
-        name = PyUnicode_DecodeUTF8(<const char *>key, <Py_ssize_t>key_size, NULL)
         sequence = value.sequence
-        return name, _copy(&value), sequence
-
+        try:
+            name = PyUnicode_DecodeUTF8(<const char *>key, <Py_ssize_t>key_size, "surrogateescape")
+        except BaseException:
+            ds_unpin(&value)
+            raise
+        if not self.views:
+            return name, _copy(&value), sequence
+        pinned = _Pinned.__new__(_Pinned)
+        pinned.value = value
+        return name, memoryview(pinned), sequence
 
 
 cdef class _Changes:
@@ -593,7 +711,8 @@ cdef class _Changes:
             if status != DS_OK:
                 raise _error(status)
             value = _copy(&told.value) if told.kind == DS_PUT else None
-            commit[PyUnicode_DecodeUTF8(<const char *>told.key, <Py_ssize_t>told.key_size, NULL)] = value
+            key = PyUnicode_DecodeUTF8(<const char *>told.key, <Py_ssize_t>told.key_size, "surrogateescape")
+            commit[key] = value
             if told.last:
                 return told.sequence, commit
 
@@ -722,3 +841,40 @@ def repair(path):
     first = None if report.first_damage == UINT64_MAX else report.first_damage
     return (report.commits, report.records, report.dropped_bytes, report.damages, report.lost_blobs, first,
             report.sequence, os.fsdecode(<bytes>report.damaged_path))
+
+
+def exchange(path, other):
+    """Two directories swap their names in one step, durably."""
+    cdef ds_status status
+    cdef bytes a = os.fsencode(path)
+    cdef bytes b = os.fsencode(other)
+    status = ds_exchange(a, b)
+    if status != DS_OK:
+        raise _error(status)
+
+
+# For extension modules: include/dora_state_api.h, and save_state for Cython.
+
+cdef extern from "dora_state_api.h" nogil:
+    ctypedef struct ds_api "struct ds_api":
+        pass
+
+    const ds_api ds__api
+
+api = PyCapsule_New(<void *>&ds__api, "dora_state._core.api", NULL)
+
+cdef object _save_state = None
+
+
+def on_save(save_state):
+    """Tells where save_state_direct() goes: operator.py, which is above this module."""
+    global _save_state
+    _save_state = save_state
+
+
+cdef int save_state_direct(str key, const void *value, size_t size) except -1:
+    if _save_state is None:
+        raise errors.OperatorError("save_state_direct works in an operator that `dora-state run` hosts; a program of your"
+                                   " own can use a Store")
+    _save_state(key, PyBytes_FromStringAndSize(<const char *>value, <Py_ssize_t>size))
+    return 0

@@ -18,6 +18,8 @@
     │   └── ForkedHandle           the handle was inherited through fork()
     ├── TooLarge                   (also ValueError)       a key, value or batch beyond the limits
     └── OperatorError              something about an operator: its file, its class, where its state lives
+        ├── FieldError             a field of typed state cannot be saved or restored; `field` is its name
+        └── StateVersionError      saved by another version of the class, and there is no way from it
 
 Misuse is a plain TypeError or ValueError, a missing key a KeyError, no memory a MemoryError. Every message says
 what happened, which file, offset or key, and what to do next.
@@ -103,3 +105,15 @@ class TooLarge(StateError, ValueError):
 
 class OperatorError(StateError):
     """An operator's file, class or state directory cannot be used."""
+
+
+class FieldError(OperatorError):
+    """A field of typed state cannot be saved or restored. `field` is its name."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class StateVersionError(OperatorError):
+    """State was saved by another version of the class, and there is no way from it to this one."""

@@ -116,6 +116,11 @@ async def kvs_wait_async(
     return await _shared().wait_async(key, after=after, timeout=timeout, prefix=prefix)
 
 
+def kvs_store() -> Store:
+    """The shared store itself, for what kvs_* has no function for: `view`, `changes`, Cython. Do not close it."""
+    return _shared()
+
+
 # One handle for each process.
 
 _opening = threading.Lock()

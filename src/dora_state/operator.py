@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dora_state import _core
 from dora_state.errors import OperatorError
 
 
@@ -28,6 +29,10 @@ class Session(Protocol):
     def commit_now(self, key: str, value: bytes | None) -> None: ...
 
 
+<<<<<<< 0018b8a
+FIELDS_PREFIX = "@"  # of the keys that typed_state.py writes
+
+=======
 @dataclass(frozen=True)
 class RestoreInfo:
     """Why this incarnation of the operator was started, and what it has missed."""
@@ -52,6 +57,7 @@ class RestoreInfo:
 
 
 restored: RestoreInfo | None = None  # set in a worker, before __init__
+>>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
 session: Session | None = None  # set in a worker, before the operator's file is imported
 stage: ContextVar[Stage | None] = ContextVar("dora_state.stage", default=None)
 
@@ -64,7 +70,7 @@ def save_state(key: str, value: Any, *, flush: bool = False) -> None:
     `restore_state` receives what was last committed.
 
     Args:
-        key: any str.
+        key: any str that does not begin with "@".
         value: bytes or any other C-contiguous buffer (numpy array, Arrow buffer, memoryview).
         flush: commit this save by itself, now. The event may still be handled again.
     """
@@ -88,6 +94,10 @@ def restore_info() -> RestoreInfo:
 def _change(key: str, value: bytes | None, flush: bool) -> None:
     if not isinstance(key, str):
         raise TypeError(f"a key is a str, not {type(key).__name__}: {key!r:.80}")
+    if key[:1] == FIELDS_PREFIX:
+        raise ValueError(
+            f"the key {key!r:.80} begins with {FIELDS_PREFIX!r}, as those of state() do; choose another"
+        )
     if session is None:
         raise OperatorError(
             "save_state and delete_state work in an operator that `dora-state run` hosts; "
@@ -116,3 +126,6 @@ def _copy(key: object, value: Any) -> bytes:
             "make it so with numpy.ascontiguousarray"
         )
     return view.tobytes()
+
+
+_core.on_save(save_state)  # for Cython operators: docs/cython.md

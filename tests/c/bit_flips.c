@@ -1,6 +1,7 @@
 /* bit_flips.c: every bit of every file of a small stopped store, flipped one at a time (I12).
  *
- *     bit_flips [seed] [nth] [zeros]        every nth bit (1), of the zeros that nothing is near only every zeros-th (997)
+ *     bit_flips [seed] [nth] [zeros] [first]    every nth bit (1), of the zeros that nothing is near only every zeros-th (997),
+ *                                               from bit number `first` (0): 1 2 1 0 and 1 2 1 1 share all bits among two
  *
  * The store was closed cleanly, so its floor is the end of its log and nothing may be dropped. For a flip in a segment, a
  * blob or the floor, once with control page and index as they were and once as after a reboot, the only outcomes are:
@@ -23,7 +24,7 @@
 enum { BATCHES = 9, KEYS = 6, VALUE_LIMIT = 300, LARGE = 4200, LIMIT_S = 3600 };
 
 static struct {
-    uint64_t seed, nth, zeros;
+    uint64_t seed, nth, zeros, first;
 } arguments;
 
 typedef struct damage {
@@ -32,7 +33,7 @@ typedef struct damage {
     bool rebooted;
     history life;
     unsigned char large[LARGE];
-    uint64_t flips, refused, unharmed, reported, late;
+    uint64_t bits, flips, refused, unharmed, reported, late; /* a flip is a bit, recovered once */
 } damage;
 
 __attribute__((noreturn)) static void violated(const damage *d, const char *what) {
@@ -142,9 +143,10 @@ static void flip_file(damage *d, size_t file, const char *dir) {
     unsigned char *bytes = d->files->files[file].bytes;
     size_t size = d->files->files[file].size;
     d->file = file;
-    for (d->bit = 0; d->bit < size * 8; d->bit += arguments.nth) {
-        if (d->bit % arguments.zeros >= arguments.nth && is_zero(bytes, size, d->bit / 8))
+    for (d->bit = arguments.first; d->bit < size * 8; d->bit += arguments.nth) {
+        if ((d->bit - arguments.first) % arguments.zeros >= arguments.nth && is_zero(bytes, size, d->bit / 8))
             continue;
+        d->bits++;
         bytes[d->bit / 8] ^= (unsigned char)(1 << d->bit % 8);
         for (int rebooted = 0; rebooted < 2; rebooted++) {
             d->rebooted = rebooted;
@@ -167,10 +169,11 @@ static void run(const char *dir) {
     for (size_t f = 0; f < files.count; f++)
         if (!image_is_derived(files.files[f].name))
             flip_file(&d, f, copy);
-    printf("flips %llu: open refused %llu, unharmed %llu, reported %llu, found by verify only %llu; "
+    printf("bits %llu, recoveries %llu: open refused %llu, unharmed %llu, reported %llu, found by verify only %llu; "
            "violations 0, %.1f s\n",
-           (unsigned long long)d.flips, (unsigned long long)d.refused, (unsigned long long)d.unharmed,
-           (unsigned long long)d.reported, (unsigned long long)d.late, (double)(check_now_ns() - start) / 1e9);
+           (unsigned long long)d.bits, (unsigned long long)d.flips, (unsigned long long)d.refused,
+           (unsigned long long)d.unharmed, (unsigned long long)d.reported, (unsigned long long)d.late,
+           (double)(check_now_ns() - start) / 1e9);
     CHECK(d.refused > 0 && d.unharmed > 0 && d.reported > 0); /* all kinds of bytes were met */
     image_free(&files);
     history_free(&d.life);
@@ -182,9 +185,10 @@ int main(int argc, char **argv) {
     arguments.seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
     arguments.nth = argc > 2 ? strtoull(argv[2], NULL, 0) : 1;
     arguments.zeros = argc > 3 ? strtoull(argv[3], NULL, 0) : 997;
+    arguments.first = argc > 4 ? strtoull(argv[4], NULL, 0) : 0;
     CHECK(arguments.nth > 0 && arguments.zeros > 0);
-    printf("bit_flips %#llx %llu %llu\n", (unsigned long long)arguments.seed, (unsigned long long)arguments.nth,
-           (unsigned long long)arguments.zeros);
+    printf("bit_flips %#llx %llu %llu %llu\n", (unsigned long long)arguments.seed, (unsigned long long)arguments.nth,
+           (unsigned long long)arguments.zeros, (unsigned long long)arguments.first);
     const check_test test = {"bit_flips", run};
     return !check_isolated(&test, access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL, LIMIT_S);
 }

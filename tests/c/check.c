@@ -130,17 +130,17 @@ bool check_isolated(const check_test *test, const char *parent, unsigned limit_s
     return passed;
 }
 
-static bool is_named(int argc, char **argv, const char *name) {
+bool check_named(int argc, char **argv, const char *name) {
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], name) == 0)
             return true;
-    return false;
+    return argc < 2;
 }
 
 int check_main(int argc, char **argv, const check_test *tests, size_t count) {
     size_t ran = 0, failed = 0;
     for (size_t i = 0; i < count; i++) {
-        if (argc > 1 && !is_named(argc, argv, tests[i].name))
+        if (!check_named(argc, argv, tests[i].name))
             continue;
         ran++;
         failed += !check_isolated(&tests[i], NULL, TEST_LIMIT_S);

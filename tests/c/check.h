@@ -51,6 +51,8 @@ typedef struct check_test {
 
 /* Runs one test as described above, in a directory below `parent` (NULL: $TMPDIR). True if it passed. */
 bool check_isolated(const check_test *test, const char *parent, unsigned limit_s);
+/* Is the test among the arguments, or is there none? */
+bool check_named(int argc, char **argv, const char *name);
 int check_main(int argc, char **argv, const check_test *tests, size_t count);
 
 /* A new directory below $TMPDIR (or `parent`), for programs that are not lists of tests. The caller frees the path. */

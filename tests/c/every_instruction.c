@@ -1,6 +1,6 @@
 /* every_instruction.c: death at every single instruction of one operation (T3: I1, I2, I17).
  *
- *     every_instruction [directory]                  the directory must exist; /dev/shm or $TMPDIR without it
+ *     every_instruction [sweep ...]                  names of main(); all of them without one
  *
  * A child does one operation under ptrace, one instruction at a time: engine, libc, vDSO and system calls alike. Between two
  * instructions it may die; what counts then is what the files hold. So after each step we look at them (mapped here too,
@@ -366,11 +366,16 @@ int main(int argc, char **argv) {
     static const check_test tests[] = {TEST(overwriting), TEST(putting),           TEST(deleting),
                                        TEST(batching),    TEST(opening_a_segment), TEST(growing_the_index),
                                        TEST(compacting)};
-    const char *parent = argc > 1 ? argv[1] : access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL;
+    const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL;
     bool passed = true;
-    for (size_t i = 0; i < CHECK_COUNT(tests); i++)
+    size_t ran = 0;
+    for (size_t i = 0; i < CHECK_COUNT(tests); i++) {
+        if (!check_named(argc, argv, tests[i].name))
+            continue;
         passed = check_isolated(&tests[i], parent, LIMIT_S) && passed;
-    return !passed;
+        ran++;
+    }
+    return !passed || ran == 0;
 }
 
 #else

@@ -1,5 +1,7 @@
 /* Readers that are put to sleep in the middle of a call while the log turns over. The linker wraps functions that the call
  * comes through (ld --wrap); the first time a reader passes one, `meanwhile` happens, on another handle. */
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -162,11 +164,67 @@ static void a_reader_that_fell_behind_finds_the_log_again(const char *dir) {
     CHECK_OK(ds_close(other));
 }
 
+/* ---- a compaction that stands before it drops the segments it has emptied ------------------------------------------- */
+
+static struct {
+    ds_store *store; /* whose next sync is the compaction's */
+    pthread_t thread;
+    sem_t stands, may_go;
+} compaction;
+
+ds_status __real_ds__sync(ds_store *store, uint64_t start, bool clean);
+ds_status __wrap_ds__sync(ds_store *store, uint64_t start, bool clean);
+ds_status __wrap_ds__sync(ds_store *store, uint64_t start, bool clean) {
+    ds_status status = __real_ds__sync(store, start, clean);
+    if (store == compaction.store) {
+        compaction.store = NULL;
+        sem_post(&compaction.stands);
+        sem_wait(&compaction.may_go);
+    }
+    return status;
+}
+
+static void *compact_in_a_thread(void *context) {
+    CHECK_OK(ds_compact(context));
+    return NULL;
+}
+
+static void let_the_compaction_end(ds_store *other) {
+    (void)other;
+    sem_post(&compaction.may_go);
+    CHECK(pthread_join(compaction.thread, NULL) == 0);
+}
+
+/* Compaction drops what it has emptied without the writer lock. A writer that looks for its key's record on the way from the
+ * old start of the log must not take it for compacted away: it may not look the key up again under its lock. */
+static void a_writer_finds_its_record_while_the_start_moves(const char *dir) {
+    ds_store *store = open_store(dir), *other = open_store(dir);
+    put(store, "key", "old");
+    uint64_t segment = other->control->tail.segment_base;
+    for (int segments = 0; segments < 3; segment = other->control->tail.segment_base, segments++)
+        while (other->control->tail.segment_base == segment)
+            put(other, "busy", "so that there are segments that only the other one has mapped");
+    CHECK(sem_init(&compaction.stands, 0, 0) == 0 && sem_init(&compaction.may_go, 0, 0) == 0);
+    compaction.store = other;
+    CHECK(pthread_create(&compaction.thread, NULL, compact_in_a_thread, other) == 0);
+    sem_wait(&compaction.stands);
+    sleep_in(&store->segments, 1, other, let_the_compaction_end);
+    ds_change changes[] = {change_put("key", "new")};
+    CHECK_OK(ds_commit(store, changes, 1, NULL));
+    CHECK(!meanwhile.happens);
+    expect_value(other, "key", "new");
+    CHECK_EQ(stats_of(other).keys[DS_USER], 2);
+    CHECK_OK(ds_verify(other, NULL));
+    CHECK_OK(ds_close(store));
+    CHECK_OK(ds_close(other));
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(a_scan_misses_no_key_that_is_put_anew),
         TEST(several_keys_are_read_at_one_point),
         TEST(a_reader_that_fell_behind_finds_the_log_again),
+        TEST(a_writer_finds_its_record_while_the_start_moves),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }

@@ -260,7 +260,7 @@ static void a_fault_elsewhere_kills_as_ever(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
-static void *seen_at;
+static void *volatile seen_at; /* set by a signal handler */
 
 static void note_and_mend(int number, siginfo_t *info, void *context) {
     (void)number, (void)context;

@@ -51,6 +51,7 @@ from dora_state.runtime import (
 )
 from dora_state.runtime.shared_step import ConflictError, SharedSteps
 from dora_state.runtime.step import Stage, Step
+from dora_state.typed_state import Fields
 
 log = logging.getLogger("dora_state.operator")
 
@@ -117,7 +118,11 @@ class Worker:
         self.store: Store | None = None
         self.operator: Any = None
         self.shared: SharedSteps | None = None  # with shared_writes = "commit"
+<<<<<<< 0018b8a
+        self._fields: Fields | None = None  # of an operator with typed state
+=======
         self._module: ModuleType | None = None
+>>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
         self._immediate = frozenset(config.immediate)
         self._outputs = frozenset(config.outputs) if config.outputs is not None else None
         self._warned_outputs: set[str] = set()
@@ -197,7 +202,16 @@ class Worker:
         operator_api.restored = RestoreInfo(incarnation=self.incarnation, **offer)
         state = self._read_state(snapshot_id)
         cls = module.Operator
+<<<<<<< 0018b8a
+        if _shared_writes(cls) == shared_writes.COMMIT:
+            self.shared = SharedSteps(self.store, self.config.node_id)
+        for name in ("save_state", "delete_state"):
+            if not hasattr(cls, name):
+                with contextlib.suppress(TypeError):  # a class written in C or Cython takes none
+                    setattr(cls, name, staticmethod(getattr(operator_api, name)))
+=======
         self._use(module)
+>>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
         self._construct(cls, state)
         built = time.monotonic()
         self._restore(state, snapshot_id)
@@ -238,6 +252,9 @@ class Worker:
         try:
             killpoint.reach("init", self.incarnation)
             self.operator = cls()
+            self._fields = Fields.of(self.operator)
+            if self._fields is not None and not state:
+                self._fields.save(stage.put)
             killpoint.reach("after-init", self.incarnation)
         finally:
             operator_api.stage.reset(token)
@@ -249,26 +266,38 @@ class Worker:
             )
         elif saved:
             self._commit(saved)
-        self.operator.dataflow_descriptor = self.config.descriptor
+        with contextlib.suppress(AttributeError):  # the same
+            self.operator.dataflow_descriptor = self.config.descriptor
 
     def _restore(self, state: dict[str, bytes], snapshot_id: int) -> None:
         if not state:
             return
         assert self.store is not None
         self.phase = "restore_state"
+<<<<<<< 0018b8a
+        if self._fields is not None:
+            state = self._fields.restore(state)
+=======
         self.host.send(channel.RESTORING, channel.pack(None))
+>>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
         restore = getattr(self.operator, "restore_state", None)
-        if restore is None:
+        if restore is None and state:
             log.warning("there is saved state, but the operator has no restore_state")
-            return
         stage = Stage()
         token = operator_api.stage.set(stage)
         try:
             killpoint.reach("restore", self.incarnation)
+<<<<<<< 0018b8a
+            if restore is not None:
+                restore(state)
+            if self._fields is not None:
+                self._fields.save(stage.put)
+=======
             restore(state)
             validate = getattr(self.operator, "validate_state", None)
             if validate is not None:
                 validate()
+>>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
             killpoint.reach("after-restore", self.incarnation)
         finally:
             operator_api.stage.reset(token)
@@ -296,6 +325,8 @@ class Worker:
         try:
             killpoint.reach("event", number)
             status = self._status(self.operator.on_event(event, self.send_output))
+            if self._fields is not None:
+                self._fields.save(stage.put)
         finally:
             shared_writes.current.reset(shared_token)
             operator_api.stage.reset(token)
