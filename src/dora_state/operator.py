@@ -29,10 +29,9 @@ class Session(Protocol):
     def commit_now(self, key: str, value: bytes | None) -> None: ...
 
 
-<<<<<<< 0018b8a
 FIELDS_PREFIX = "@"  # of the keys that typed_state.py writes
 
-=======
+
 @dataclass(frozen=True)
 class RestoreInfo:
     """Why this incarnation of the operator was started, and what it has missed."""
@@ -57,7 +56,6 @@ class RestoreInfo:
 
 
 restored: RestoreInfo | None = None  # set in a worker, before __init__
->>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
 session: Session | None = None  # set in a worker, before the operator's file is imported
 stage: ContextVar[Stage | None] = ContextVar("dora_state.stage", default=None)
 

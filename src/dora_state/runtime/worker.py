@@ -118,11 +118,8 @@ class Worker:
         self.store: Store | None = None
         self.operator: Any = None
         self.shared: SharedSteps | None = None  # with shared_writes = "commit"
-<<<<<<< 0018b8a
         self._fields: Fields | None = None  # of an operator with typed state
-=======
         self._module: ModuleType | None = None
->>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
         self._immediate = frozenset(config.immediate)
         self._outputs = frozenset(config.outputs) if config.outputs is not None else None
         self._warned_outputs: set[str] = set()
@@ -202,16 +199,7 @@ class Worker:
         operator_api.restored = RestoreInfo(incarnation=self.incarnation, **offer)
         state = self._read_state(snapshot_id)
         cls = module.Operator
-<<<<<<< 0018b8a
-        if _shared_writes(cls) == shared_writes.COMMIT:
-            self.shared = SharedSteps(self.store, self.config.node_id)
-        for name in ("save_state", "delete_state"):
-            if not hasattr(cls, name):
-                with contextlib.suppress(TypeError):  # a class written in C or Cython takes none
-                    setattr(cls, name, staticmethod(getattr(operator_api, name)))
-=======
         self._use(module)
->>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
         self._construct(cls, state)
         built = time.monotonic()
         self._restore(state, snapshot_id)
@@ -243,7 +231,8 @@ class Worker:
             self.shared = SharedSteps(self.store, self.config.node_id)
         for name in ("save_state", "delete_state"):
             if not hasattr(cls, name):
-                setattr(cls, name, staticmethod(getattr(operator_api, name)))
+                with contextlib.suppress(TypeError):  # a class written in C or Cython takes none
+                    setattr(cls, name, staticmethod(getattr(operator_api, name)))
 
     def _construct(self, cls: Any, state: dict[str, bytes]) -> None:
         self.phase = "__init__"
@@ -274,12 +263,10 @@ class Worker:
             return
         assert self.store is not None
         self.phase = "restore_state"
-<<<<<<< 0018b8a
+        self.host.send(channel.RESTORING, channel.pack(None))
+        committed = state
         if self._fields is not None:
             state = self._fields.restore(state)
-=======
-        self.host.send(channel.RESTORING, channel.pack(None))
->>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
         restore = getattr(self.operator, "restore_state", None)
         if restore is None and state:
             log.warning("there is saved state, but the operator has no restore_state")
@@ -287,23 +274,19 @@ class Worker:
         token = operator_api.stage.set(stage)
         try:
             killpoint.reach("restore", self.incarnation)
-<<<<<<< 0018b8a
             if restore is not None:
                 restore(state)
-            if self._fields is not None:
-                self._fields.save(stage.put)
-=======
-            restore(state)
             validate = getattr(self.operator, "validate_state", None)
             if validate is not None:
                 validate()
->>>>>>> 90afa2954ae1c7ff0f98c6ac390e4f4680e3387c
+            if self._fields is not None:
+                self._fields.save(stage.put)
             killpoint.reach("after-restore", self.incarnation)
         finally:
             operator_api.stage.reset(token)
             saved = stage.close()
         if snapshot_id:
-            snapshot.roll_back(self.store, snapshot_id, state, saved)
+            snapshot.roll_back(self.store, snapshot_id, committed, saved)
         elif saved:
             self._commit(saved)
         if snapshot_id or saved:
