@@ -321,28 +321,31 @@ ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_
     return ds_commit(store, &change, 1, sequence);
 }
 
-ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
-                     size_t value_size, uint64_t *sequence) {
-    ds_change change = one_put(keyspace, key, key_size, value, value_size);
+ds_status ds_try_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence) {
     struct outline outline;
     ds_status status = ds__check_writable(store);
     if (status == DS_OK)
-        status = outline_changes(store, &change, 1, &outline);
+        status = outline_changes(store, changes, count, &outline);
     if (status != DS_OK)
         return status;
     bool overdue = atomic_load_explicit(&store->overdue, memory_order_relaxed);
     if (overdue || outline.blobs || store->options.durability == DS_COMMIT) {
         atomic_store_explicit(&store->overdue, false, memory_order_relaxed);
-        return ds__fail(DS_TIMEOUT, 0, "%s: this put has to wait for the disk", store->directory.path);
+        return ds__fail(DS_TIMEOUT, 0, "%s: this commit has to wait for the disk", store->directory.path);
     }
     struct outcome outcome = {.timeout_ms = 0};
-    struct ds_plan plan;
-    status = commit(store, &outline, &change, &plan, 1, &outcome);
+    status = commit_once(store, &outline, changes, count, &outcome);
     if (outcome.overdue)
         atomic_store_explicit(&store->overdue, true, memory_order_relaxed); /* the next one compacts */
     if (status == DS_OK && sequence != NULL)
         *sequence = outcome.sequence;
     return status;
+}
+
+ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
+                     size_t value_size, uint64_t *sequence) {
+    ds_change change = one_put(keyspace, key, key_size, value, value_size);
+    return ds_try_commit(store, &change, 1, sequence);
 }
 
 ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence) {

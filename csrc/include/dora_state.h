@@ -119,9 +119,10 @@ typedef struct ds_change {
 ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence);
 ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                  size_t value_size, uint64_t *sequence);
-/* As ds_put(), but never waits: DS_TIMEOUT, with nothing written, when another writer holds the lock or the put would have
- * to wait for the disk. For callers who hold something that others need, like an interpreter's lock; then call ds_put()
- * without it. */
+/* As ds_commit() and ds_put(), but they never wait: DS_TIMEOUT, with nothing written, when another writer holds the lock or
+ * the commit would have to wait for the disk. For callers who hold something that others need, like an interpreter's
+ * lock; then call ds_commit() without it. */
+ds_status ds_try_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence);
 ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                      size_t value_size, uint64_t *sequence);
 /* DS_MISSING if there was nothing to delete. */

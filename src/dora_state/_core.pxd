@@ -1,4 +1,5 @@
 # The engine's C interface (csrc/include/dora_state.h) for Cython.
+from cpython.ref cimport PyObject
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -76,6 +77,7 @@ cdef extern from "dora_state.h" nogil:
     ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence)
     ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                      size_t value_size, uint64_t *sequence)
+    ds_status ds_try_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence)
     ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                          size_t value_size, uint64_t *sequence)
     ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence)
@@ -179,14 +181,18 @@ cdef class Store:
     cdef bint view_direct(self, const void *key, size_t key_size, ds_value *out) except -1 nogil
     cdef void release_direct(self, const ds_value *value) noexcept nogil
     cdef uint64_t commit_direct(self, const ds_change *changes, size_t count) except 0 nogil
+    cdef object _put_slowly(self, object key, object value)
 
 
 cdef class Batch:
     cdef Store store
     cdef ds_change *changes
+    cdef PyObject **kept  # two for each change: the objects that it points into
     cdef Py_ssize_t count
     cdef Py_ssize_t room
-    cdef list kept  # the objects that `changes` points into
+    cdef Py_ssize_t bytes  # of all values
+    cdef int _make_room(self) except -1
+    cdef void _take_out(self) noexcept
     cdef int _add(self, ds_change_kind kind, int keyspace, object key, bytes value, object expected) except -1
 
 

@@ -12,12 +12,18 @@ import time
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.dict cimport PyDict_CheckExact
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_New
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from cpython.unicode cimport PyUnicode_Check, PyUnicode_DecodeUTF8
 from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
+
+cdef extern from "Python.h":
+    # Without the "except" of Cython's own declaration: saving the state of exceptions costs as much as the call.
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) noexcept
 
 from dora_state import errors
 
@@ -27,6 +33,7 @@ RUNTIME = DS_RUNTIME
 cdef enum:
     _SLICE_MS = 100
     LARGE = 64 * 1024  # bytes; from here on a copy takes longer than giving up the GIL
+    FEW = 64  # changes in a commit for which the GIL is kept
 
 cdef dict _durabilities = {"process": DS_PROCESS, "group": DS_GROUP, "commit": DS_COMMIT}
 
@@ -105,16 +112,24 @@ class RawKey(bytes):
     """
 
 
+cdef const char *_other_key(object key, Py_ssize_t *size) except NULL:
+    if PyUnicode_Check(key):
+        if not PyErr_ExceptionMatches(UnicodeEncodeError):
+            raise MemoryError()
+        PyErr_Clear()
+    elif isinstance(key, RawKey):
+        size[0] = PyBytes_GET_SIZE(key)
+        return PyBytes_AS_STRING(key)
+    raise _not_a_key(key)
+
+
 cdef inline const char *_key(object key, Py_ssize_t *size) except NULL:
-    if not isinstance(key, str):
-        if isinstance(key, RawKey):
-            size[0] = PyBytes_GET_SIZE(key)
-            return PyBytes_AS_STRING(key)
-        raise _not_a_key(key)
-    try:
-        return PyUnicode_AsUTF8AndSize(key, size)
-    except UnicodeEncodeError:
-        raise _not_a_key(key) from None
+    cdef const char *utf8
+    if PyUnicode_Check(key):
+        utf8 = PyUnicode_AsUTF8AndSize(key, size)
+        if utf8 is not NULL:
+            return utf8
+    return _other_key(key, size)
 
 
 cdef object _not_a_buffer(object value):
@@ -130,6 +145,16 @@ cdef int _open_buffer(object value, Py_buffer *view) except -1:
         return PyObject_GetBuffer(value, view, PyBUF_SIMPLE)
     except (TypeError, BufferError, ValueError):
         raise _not_a_buffer(value) from None
+
+
+cdef bytes _as_bytes(object value):
+    """A copy of any buffer."""
+    cdef Py_buffer view
+    _open_buffer(value, &view)
+    try:
+        return PyBytes_FromStringAndSize(<char *>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
 
 
 cdef class _Pinned:
@@ -272,7 +297,6 @@ cdef class Store:
         cdef const char *c_key = _key(key, &key_size)
         cdef uint64_t sequence = 0
         cdef ds_status status
-        cdef Py_buffer view
         if PyBytes_CheckExact(value) and PyBytes_GET_SIZE(value) < LARGE:
             status = ds_try_put(self.handle, DS_USER, c_key, key_size, PyBytes_AS_STRING(value),
                                 PyBytes_GET_SIZE(value), &sequence)
@@ -280,7 +304,15 @@ cdef class Store:
                 return sequence
             if status != DS_TIMEOUT and status != DS_FULL:
                 raise _error(status)
-        # Whatever may take long: a large value, another writer, the disk.
+        return self._put_slowly(key, value)
+
+    cdef object _put_slowly(self, key, value):
+        """Whatever may take long: a large value, another writer, the disk."""
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = _key(key, &key_size)
+        cdef uint64_t sequence = 0
+        cdef ds_status status
+        cdef Py_buffer view
         _open_buffer(value, &view)
         self.calls += 1
         with nogil:
@@ -479,9 +511,21 @@ cdef class Store:
 
     def _batch(self):
         """An empty Batch for this store."""
-        cdef Batch batch = Batch.__new__(Batch)
-        batch.store = self
-        return batch
+        return _new_batch(self)
+
+    def batch(self):
+        """Collects changes and makes them one commit at the end of the block; an exception discards them."""
+        return _new_batch(self)
+
+    def update(self, other=(), /, **more):
+        """Puts all of these in one commit and returns its sequence."""
+        cdef Batch batch = _new_batch(self)
+        cdef object key, value
+        if more or not PyDict_CheckExact(other):
+            other = dict(other, **more)
+        for key, value in (<dict>other).items():
+            batch._add(DS_PUT, DS_USER, key, value if PyBytes_CheckExact(value) else _as_bytes(value), None)
+        return batch.commit()
 
     def settle(self):
         """Repair what a dead writer left, so that what is read afterwards is decided. Returns the sequence."""
@@ -717,6 +761,20 @@ cdef class _Changes:
                 return told.sequence, commit
 
 
+cdef Batch _new_batch(Store store):
+    cdef Batch batch = Batch.__new__(Batch)
+    batch.store = store
+    return batch
+
+
+cdef void _forget(ds_change *changes, PyObject **kept, Py_ssize_t count) noexcept:
+    cdef Py_ssize_t i
+    for i in range(2 * count):
+        Py_DECREF(<object>kept[i])
+    PyMem_Free(changes)
+    PyMem_Free(kept)
+
+
 cdef class Batch:
     """Changes that become one commit: all or nothing, for readers and after a crash.
 
@@ -726,12 +784,10 @@ cdef class Batch:
 
     def __cinit__(self):
         self.changes = NULL
-        self.count = 0
-        self.room = 0
-        self.kept = []
+        self.kept = NULL
 
     def __dealloc__(self):
-        PyMem_Free(self.changes)
+        _forget(self.changes, self.kept, self.count)
 
     def __enter__(self):
         return self
@@ -742,22 +798,37 @@ cdef class Batch:
         else:
             self.clear()
 
+    cdef int _make_room(self) except -1:
+        cdef Py_ssize_t room = 2 * self.room if self.room else 16
+        cdef ds_change *changes = <ds_change *>PyMem_Malloc(room * sizeof(ds_change))
+        cdef PyObject **kept = <PyObject **>PyMem_Malloc(2 * room * sizeof(PyObject *))
+        if changes is NULL or kept is NULL:
+            PyMem_Free(changes)
+            PyMem_Free(kept)
+            raise MemoryError()
+        if self.count > 0:
+            memcpy(changes, self.changes, self.count * sizeof(ds_change))
+            memcpy(kept, self.kept, 2 * self.count * sizeof(PyObject *))
+        PyMem_Free(self.changes)
+        PyMem_Free(self.kept)
+        self.changes = changes
+        self.kept = kept
+        self.room = room
+        return 0
+
     cdef int _add(self, ds_change_kind kind, int keyspace, key, bytes value, expected) except -1:
         cdef Py_ssize_t key_size
         cdef const char *c_key = _key(key, &key_size)
-        cdef ds_change *changes
         cdef ds_change *change
         cdef uint64_t sequence = 0 if expected is None else expected
         if not 0 <= keyspace < DS_KEYSPACES:
             raise ValueError(f"a keyspace is USER or RUNTIME, not {keyspace}")
         if self.count == self.room:
-            changes = <ds_change *>PyMem_Realloc(self.changes, 2 * (self.room + 8) * sizeof(ds_change))
-            if changes is NULL:
-                raise MemoryError()
-            self.changes = changes
-            self.room = 2 * (self.room + 8)
-        self.kept.append(key)  # its UTF-8 lives as long as it does
-        self.kept.append(value)
+            self._make_room()
+        Py_INCREF(key)  # its UTF-8 lives as long as it does
+        Py_INCREF(value)
+        self.kept[2 * self.count] = <PyObject *>key
+        self.kept[2 * self.count + 1] = <PyObject *>value
         change = &self.changes[self.count]
         change.kind = kind
         change.keyspace = <uint8_t>keyspace
@@ -768,18 +839,12 @@ cdef class Batch:
         change.value = PyBytes_AS_STRING(value)
         change.value_size = PyBytes_GET_SIZE(value)
         self.count += 1
+        self.bytes += PyBytes_GET_SIZE(value)
         return 0
 
     def put(self, key, value, int keyspace=DS_USER, expected=None):
         """Keep `value` under `key`; with `expected`, only if the key is at that sequence (0: missing)."""
-        cdef Py_buffer view
-        if not PyBytes_CheckExact(value):
-            _open_buffer(value, &view)
-            try:
-                value = PyBytes_FromStringAndSize(<char *>view.buf, view.len)
-            finally:
-                PyBuffer_Release(&view)
-        self._add(DS_PUT, keyspace, key, value, expected)
+        self._add(DS_PUT, keyspace, key, value if PyBytes_CheckExact(value) else _as_bytes(value), expected)
 
     def delete(self, key, int keyspace=DS_USER, expected=None):
         """Forget `key`; a missing one is fine."""
@@ -791,8 +856,19 @@ cdef class Batch:
 
     def clear(self):
         """Forget all changes."""
+        cdef ds_change *changes = self.changes
+        cdef PyObject **kept = self.kept
+        cdef Py_ssize_t count = self.count
+        self._take_out()
+        _forget(changes, kept, count)
+
+    cdef void _take_out(self) noexcept:
+        """Empty; the changes are the caller's."""
+        self.changes = NULL
+        self.kept = NULL
         self.count = 0
-        self.kept = []
+        self.room = 0
+        self.bytes = 0
 
     def __len__(self):
         return self.count
@@ -800,29 +876,29 @@ cdef class Batch:
     def commit(self):
         """Commit the changes and empty the batch; returns the sequence. On an error the batch is as it was."""
         cdef uint64_t sequence = 0
-        cdef ds_status status
+        cdef ds_status status = DS_TIMEOUT
         # Taken out, so that another thread that adds to the batch meanwhile does not move them.
         cdef ds_change *changes = self.changes
-        cdef Py_ssize_t count = self.count
-        cdef Py_ssize_t room = self.room
-        kept = self.kept
-        self.changes = NULL
-        self.count = 0
-        self.room = 0
-        self.kept = []
-        self.store.calls += 1
-        with nogil:
-            status = ds_commit(self.store.handle, changes, count, &sequence)
-        self.store.calls -= 1
+        cdef PyObject **kept = self.kept
+        cdef Py_ssize_t count = self.count, room = self.room, size = self.bytes
+        self._take_out()
+        if count <= FEW and size < LARGE:
+            status = ds_try_commit(self.store.handle, changes, count, &sequence)
+        if status == DS_TIMEOUT or status == DS_FULL:
+            self.store.calls += 1
+            with nogil:
+                status = ds_commit(self.store.handle, changes, count, &sequence)
+            self.store.calls -= 1
         if status == DS_OK:
-            PyMem_Free(changes)
+            _forget(changes, kept, count)
             return sequence
         error = _error(status)
-        PyMem_Free(self.changes)
+        self.clear()
         self.changes = changes
+        self.kept = kept
         self.count = count
         self.room = room
-        self.kept = kept
+        self.bytes = size
         raise error
 
 

@@ -11,9 +11,7 @@ import time
 from collections.abc import (
     Callable,
     ItemsView,
-    Iterable,
     Iterator,
-    Mapping,
     MutableMapping,
     ValuesView,
 )
@@ -70,7 +68,7 @@ def repair(path: str | os.PathLike[str]) -> Repaired:
     return Repaired(*_core.repair(os.fspath(path)))
 
 
-class Store(_core.Store, MutableMapping[str, bytes]):
+class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # update() tells its sequence
     """A crash-safe key-value store in a directory, open to any number of processes of this machine.
 
         with Store("robot", durability="process") as store:
@@ -135,10 +133,6 @@ class Store(_core.Store, MutableMapping[str, bytes]):
 
     # Writing
 
-    def batch(self) -> _core.Batch:
-        """Collects changes and makes them one commit at the end of the block; an exception discards them."""
-        return self._batch()
-
     def compare_and_put(self, key: str, value: Buffer, *, expected: int) -> int:
         """Puts only if the key is at this sequence still (0: is missing); else Conflict, with the real sequence."""
         batch = self._batch()
@@ -162,18 +156,6 @@ class Store(_core.Store, MutableMapping[str, bytes]):
                 return Entry(new, self.compare_and_put(key, new, expected=sequence))
             except Conflict:
                 continue
-
-    def update(  # type: ignore[override]
-        self,
-        other: Mapping[str, Buffer] | Iterable[tuple[str, Buffer]] = (),
-        /,
-        **more: Buffer,
-    ) -> int:
-        """Puts all of these in one commit and returns its sequence."""
-        batch = self._batch()
-        for key, value in dict(other, **more).items():
-            batch.put(key, value)
-        return batch.commit()
 
     def clear(self) -> None:
         """Deletes all keys in one commit."""
