@@ -10,7 +10,7 @@
     python    pytest, against the installed wheel
     bench     the benchmarks in quick mode: do they work? No time is looked at
 
-Without a part, all of them in this order. The first that fails ends the run with exit code 1. At the end stands a table of
+Without a part, all of them in this order. The first that fails ends the run with exit code 1. The end is a table of
 what was proven by which method, how much of it, and how long that took. Needs Python with pip, a C compiler, cmake and
 make; everything else goes into a virtual environment in the repository.
 """
