@@ -95,14 +95,16 @@ static uint64_t kept_free(const ds_store *store, uint8_t type) {
     return gone && type == DS_FRAME_COMMIT ? KEPT_FREE : 0;
 }
 
-/* The segment that takes the next frame, and in `after` what the tail will say about it. */
+/* The segment that takes the next frame, and in `after`, which is a copy of the tail, what the tail will say about it. */
 static ds_status place_frame(ds_store *store, uint8_t type, uint64_t length, bool fresh, bool frees,
                              struct ds_tail *after, struct ds_segment **out) {
-    const struct ds_tail *tail = &store->control->tail;
+    const struct ds_tail *tail = after;
     struct ds_segment *segment;
     ds_status status = ds__segments_at(&store->segments, tail->segment_base, &segment);
     if (status != DS_OK)
         return status;
+    if (tail->offset % 8 != 0 || tail->offset < segment->base + DS_SEGMENT_HEADER || tail->offset > segment->end)
+        return ds__control_damaged(store);
     if (!fresh && !tail->sealed && length + kept_free(store, type) <= segment->end - tail->offset &&
         tail->segment_blobs <= blob_limit(tail)) {
         *out = segment;
@@ -280,7 +282,7 @@ static ds_status check_files(const ds_store *store, const struct ds_segment *seg
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
                      uint64_t length, bool fresh) {
     struct ds_index *index;
-    struct ds_segment *segment;
+    struct ds_segment *segment = NULL;
     struct ds_tail after = store->control->tail;
     ds_status status = ds__index_now(store, &index);
     if (status == DS_OK)

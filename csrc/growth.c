@@ -24,6 +24,8 @@ static ds_status copy_slots(ds_store *store, const struct ds_index *from, struct
         const struct ds_record *record = found.record;
         if (record->op == DS_RECORD_TOMBSTONE)
             continue;
+        if (copied == to->mask) /* it was made for fewer keys */
+            return ds__control_damaged(store);
         uint64_t hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
         uint64_t place = hash & to->mask;
         while (atomic_load_explicit(&to->slots[place], memory_order_relaxed) != 0)
@@ -40,6 +42,8 @@ ds_status ds__grow_index(ds_store *store, struct ds_index *index, uint64_t count
     uint64_t keys = count;
     for (int i = 0; i < DS_KEYSPACES; i++)
         keys += control->tail.keys[i];
+    if (keys > index->mask + 1 + count) /* than there are slots */
+        return ds__control_damaged(store);
     struct ds_index *next;
     ds_status status =
         ds__index_create(&store->directory, store->uuid, index->generation + 1, ds__index_capacity_for(keys), &next);

@@ -105,6 +105,8 @@ static ds_status publish(ds_store *store, const struct ds_inventory *files, stru
     fill_control(control, rebuild, generation);
     /* After a reboot all that was read came from the disk. Otherwise it may only be in the page cache. */
     uint64_t synced = rebooted ? rebuild->end.offset : rebuild->floor.offset;
+    if (synced < rebuild->start) /* an old floor: what it speaks of is not there any more, to be synced */
+        synced = rebuild->start;
     struct ds_floor raised = {.offset = synced, .sequence = rebuild->tail.sequence, .count = rebuild->floor.count + 1};
     atomic_init(&control->synced, synced);
     atomic_init(&control->floor_count, raised.count);

@@ -105,6 +105,9 @@ void ds__writer_leave(ds_store *store);
  * instruction, and whoever comes next does it again. */
 ds_status ds__repair(ds_store *store);
 
+/* A word of it cannot be what a writer left there: DS_CORRUPT, and its sentence. */
+ds_status ds__control_damaged(const ds_store *store);
+
 /* growth.c ------------------------------------------------------------------------------------------------------- */
 
 /* Makes room in the index for `count` more keys. Under the writer lock. */

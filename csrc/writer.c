@@ -57,18 +57,26 @@ ds_status ds_fence(ds_store *store, uint64_t incarnation, uint64_t *sequence) {
     return DS_OK;
 }
 
+ds_status ds__control_damaged(const ds_store *store) {
+    return ds__fail(DS_CORRUPT, 0,
+                    "%s: the control page is damaged; close the store in all processes, then open it "
+                    "again to rebuild it from the log",
+                    store->directory.path);
+}
+
 /* ---- repair ---------------------------------------------------------------------------------------------------- */
 
 /* Up to here torn bytes are zeroed; beyond it the segment is sealed, because others wait for the lock. */
 enum { ZERO_AT_MOST = 64 * 1024 };
 
-static ds_status finish(ds_store *store, struct ds_segment *segment, const struct ds_frame *frame, uint64_t end) {
+static ds_status finish(ds_store *store, struct ds_segment *segment, const struct ds_frame *frame, uint64_t begin,
+                        uint64_t end) {
     struct ds_control *control = store->control;
     struct ds_index *index;
     ds_status status = ds__index_now(store, &index);
     if (status != DS_OK)
         return status;
-    uint64_t at = control->intent.begin + sizeof *frame;
+    uint64_t at = begin + sizeof *frame;
     for (uint32_t i = 0; i < frame->count; i++) {
         const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
         uint64_t hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
@@ -84,10 +92,9 @@ static ds_status finish(ds_store *store, struct ds_segment *segment, const struc
 
 /* The frame never came to be. Its segment stays the tail, even when it was made for this frame: others may have it
  * mapped by now. */
-static void undo(ds_store *store, struct ds_segment *segment, uint64_t end) {
+static void undo(ds_store *store, struct ds_segment *segment, uint64_t begin, uint64_t end) {
     struct ds_control *control = store->control;
     struct ds_tail *tail = &control->tail;
-    uint64_t begin = control->intent.begin;
     uint64_t torn = end - begin;
     if (begin == segment->base + DS_SEGMENT_HEADER) {
         /* Whether the tail is here already is not asked: half of these stores may have been done by a dead repairer. */
@@ -107,7 +114,7 @@ static void undo(ds_store *store, struct ds_segment *segment, uint64_t end) {
 ds_status ds__repair(ds_store *store) {
     struct ds_control *control = store->control;
     uint64_t end = atomic_load_explicit(&control->intent.end, memory_order_relaxed);
-    uint64_t begin = control->intent.begin;
+    uint64_t begin = ds__word_load(&control->intent.begin);
     struct ds_segment *segment;
     ds_status status = ds__segments_at(&store->segments, control->intent.after.segment_base, &segment);
     if (status != DS_OK)
@@ -115,18 +122,17 @@ ds_status ds__repair(ds_store *store) {
     uint64_t room = segment->end - begin;
     if (begin % 8 != 0 || begin >= segment->end || begin < segment->base + DS_SEGMENT_HEADER || end <= begin ||
         end - begin > room || room < sizeof(struct ds_frame))
-        return ds__fail(DS_CORRUPT, 0,
-                        "%s: the control page is damaged; close the store in all processes, then open it "
-                        "again to rebuild it from the log",
-                        store->directory.path);
+        return ds__control_damaged(store);
     const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, begin);
     bool done = atomic_load_explicit(&control->committed, memory_order_relaxed) >= end;
     uint32_t before = begin == segment->base + DS_SEGMENT_HEADER ? segment->header_crc : control->tail.crc;
     if (done ||
         (ds__frame_length(frame->word0) == end - begin && ds__frame_valid(frame, room, segment->seed, begin, before)))
-        status = finish(store, segment, frame, end);
+        /* Of a commit that is done the tail may tell of already, so its predecessor is not known any more. */
+        status = done && !ds__frame_well_formed(frame, frame->word0, room) ? ds__control_damaged(store)
+                                                                           : finish(store, segment, frame, begin, end);
     else
-        undo(store, segment, end);
+        undo(store, segment, begin, end);
     if (status != DS_OK)
         return status;
     atomic_fetch_add_explicit(&control->repairs, 1, memory_order_relaxed);

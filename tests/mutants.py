@@ -504,6 +504,27 @@ MUTANTS = [
             "    if (memcmp(found->uuid, expected.uuid, sizeof expected.uuid) == 0)\n        return DS_OK;",
         ),
     ),
+    mutant(
+        "synced-below-the-start",
+        "recovery.c",
+        "after a power loss in a compaction every sync looks for a segment that is gone",
+        ("    if (synced < rebuild->start) /*", "    if (false) /*"),
+    ),
+    mutant(
+        "repair-trusts-the-commit-point",
+        "writer.c",
+        "a scribbled control page leads a repair out of the frame",
+        (
+            "done && !ds__frame_well_formed(frame, frame->word0, room)",
+            "done && frame == NULL && !ds__frame_well_formed(frame, frame->word0, room)",
+        ),
+    ),
+    mutant(
+        "tail-believed",
+        "append.c",
+        "a scribbled control page leads a writer out of the segment",
+        ("    if (tail->offset % 8 != 0 || tail->offset < segment", "    if (false && tail->offset < segment"),
+    ),
     # ---- index growth ----------------------------------------------------------------------------
     mutant(
         "index-published-empty",
@@ -729,6 +750,9 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "synced-below-the-start": "test_damage a_floor_below_the_start_of_the_log_hurts_nothing",
+    "repair-trusts-the-commit-point": "test_hostile i28_words_of_the_control_page_are_not_believed",
+    "tail-believed": "test_hostile i28_words_of_the_control_page_are_not_believed",
     "links-followed": "test_files i29_no_open_follows_a_link",
     "links-written-through": "test_files i29_no_open_follows_a_link_to_nowhere",
     "files-of-others-taken": "test_files i29_no_open_takes_a_file_of_somebody_else",
