@@ -954,3 +954,6 @@ cdef int save_state_direct(str key, const void *value, size_t size) except -1:
                                    " own can use a Store")
     _save_state(key, PyBytes_FromStringAndSize(<const char *>value, <Py_ssize_t>size))
     return 0
+
+
+include "_mapping.pxi"

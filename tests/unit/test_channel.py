@@ -30,7 +30,7 @@ def receive_all(end: Channel) -> list[channel.Message]:
 @given(
     st.lists(
         st.tuples(
-            st.integers(1, 255),
+            st.sampled_from([channel.EVENT, channel.OUTPUT, channel.DONE, channel.TYPE]),
             st.binary(max_size=50),
             st.lists(
                 st.integers(0, 9).map(lambda n: bytes(n * 7919)) | st.binary(max_size=20),

@@ -33,12 +33,15 @@ from typing import Any, NamedTuple
 
 import msgpack
 
+from dora_state.runtime import slots
+
 # host to worker
 OPEN = 1  # which incarnation it is, and the store to open
 START = 2  # build the operator, restore its state
 EVENT = 3
 STOP = 4  # end in order
 RELOAD = 5  # replace the operator by one of the new code
+MEMORY = 6  # which memory it shares with the host
 # worker to host
 IMPORTED = 16  # the operator's file is imported
 READY = 17  # __init__ and restore_state are done
@@ -53,6 +56,10 @@ RESTORING = 25  # __init__ is done, there is state to restore
 RELOADED = 26  # or not, and why
 # both
 TYPE = 32  # an Arrow type: what a number in later values means
+RETURNED = 33  # memory of the receiver's that the sender has no use for any more: see slots.py
+SHARED = (
+    0x80  # added to a kind: its buffers are in shared memory, and the one that is sent says where
+)
 
 _HEADER = struct.Struct("<BBxxIQ")
 _SIZES = [struct.Struct(f"<{n}Q") for n in range(8)]
@@ -121,6 +128,7 @@ class Channel:
         self.socket = sock
         self.known_types: set[int] = set()  # numbers of Arrow types that the peer was told
         self.types: dict[int, Any] = {}  # what the peer told us
+        self.sharing = slots.Sharing()
         self._lock = threading.Lock()
         self._unsent: deque[memoryview] = deque()  # non-blocking ends only
         self._rest = b""  # the beginning of a message
@@ -138,6 +146,8 @@ class Channel:
 
     def send(self, kind: int, document: bytes, buffers: Sequence[Buffer] = ()) -> None:
         """Send, or on a non-blocking end send what fits and keep the rest for `flush`."""
+        if self.sharing.returned and kind != RETURNED:
+            self.tell_returned()
         pieces = frame(kind, document, buffers)
         with self._lock:
             if not self._unsent and len(pieces) == 1:
@@ -152,6 +162,11 @@ class Channel:
                 pieces = [memoryview(data)[sent:]]
             self._unsent.extend(memoryview(piece) for piece in pieces)
             self._flush()
+
+    def tell_returned(self) -> None:
+        """Done by every `send`; by itself for who sends nothing for long."""
+        returned = self.sharing.returned
+        self.send(RETURNED, pack([returned.popleft() for _ in range(len(returned))]))
 
     def flush(self) -> None:
         with self._lock:
@@ -229,4 +244,11 @@ class Channel:
             for size in sizes:
                 buffers.append(body[at : at + size])
                 at += size + -size % 8
+        if kind & SHARED:
+            kind &= ~SHARED
+            buffers = self.sharing.take(buffers[0])
+        elif kind == RETURNED:
+            self.sharing.take_back(document)
+        elif kind == MEMORY:  # here, as what comes with the same read may lie in it
+            self.sharing.join(document)
         return Message(kind, document, buffers)

@@ -45,10 +45,14 @@ class Event:
             value.send(to, channel.EVENT, document, self.value)
 
 
-def take_apart(event: Mapping[str, Any]) -> Event:
-    """An event as dora gives it, copied: dora's buffer can be dropped afterwards."""
+def take_apart(event: Mapping[str, Any], make_slot: value.MakeSlot | None = None) -> Event:
+    """An event as dora gives it, copied: dora's buffer can be dropped afterwards. A large value is
+    copied to where the worker will see it.
+    """
     rest = dict(event)
-    encoded = value.encode(rest.pop("value"), copy=True) if "value" in rest else None
+    encoded = None
+    if "value" in rest:
+        encoded = value.encode(rest.pop("value"), copy=True, make_slot=make_slot)
     packed = channel.pack(rest)
     size = len(packed) + (encoded.size_bytes if encoded is not None else 0)
     kind, input_id = rest.get("type", ""), rest.get("id")

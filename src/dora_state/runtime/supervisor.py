@@ -51,6 +51,7 @@ from dora_state.runtime import (
     outputs,
     policy,
     shared_step,
+    slots,
     snapshot,
     step,
 )
@@ -164,6 +165,7 @@ class Supervisor:
         self._publish = publish or (lambda status: None)
         self._can_send = can_send or (lambda: True)
         self._store: Store | None = None
+        self._memory = slots.HostMemory()
         self._relay: Relay | None = None
         self._current: Worker | None = None
         self._number = 0  # of the last event handed out for the first time
@@ -195,6 +197,7 @@ class Supervisor:
             self._make_zygote,
             config.operator,
             self._selector,
+            self._memory,
             has_spare=config.standby != "off",
             adopts=config.adopts,
             on_message=self._on_message,
@@ -223,7 +226,7 @@ class Supervisor:
         """Take an event, copied. Raises TypeError if it holds something that cannot be sent to the
         operator.
         """
-        self.input.put(inputs.take_apart(event))
+        self.input.put(inputs.take_apart(event, self._memory.make_slot))
         self.wake()
 
     def close_input(self) -> None:
@@ -327,6 +330,7 @@ class Supervisor:
             self._store.close()
             self._store = None
         self._selector.close()
+        self._memory.close()
 
     def status(self) -> dict[str, Any]:
         """What others may see, as plain data."""

@@ -13,10 +13,11 @@ pyarrow is only imported when a value needs it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dora_state.runtime import channel
+from dora_state.runtime import channel, slots
+from dora_state.runtime.slots import LARGE, Slot
 
 NONE, BYTES, PACKED, ARROW, ARROW_IPC = range(5)
 
@@ -29,10 +30,14 @@ _VAR32 = -4
 _VAR64 = -8
 
 
+MakeSlot = Callable[[int], Slot | None]
+
+
 class Value(NamedTuple):
     head: tuple[Any, ...]
     buffers: Sequence[Any]
     type_number: int | None = None
+    slot: Slot | None = None  # where the buffers are, if they are in shared memory
 
     @property
     def size_bytes(self) -> int:
@@ -84,22 +89,41 @@ def _layout(arrow_type: Any) -> int:
     return bits // 8 if bits % 8 == 0 and bits else _IPC
 
 
-def encode(value: Any, *, copy: bool) -> Value:
+def encode(value: Any, *, copy: bool, make_slot: MakeSlot | None = None) -> Value:
     """Take a value apart. Without `copy` the buffers are the value's own memory: send them before
-    it changes.
+    it changes. With `make_slot` a large value is copied into a slot, once.
     """
+    taken = _take_apart(value, make_slot)
+    if taken.slot is not None:
+        return taken
+    if make_slot is not None and taken.size_bytes > LARGE:
+        slot = make_slot(sum(slots.aligned(memoryview(each).nbytes) for each in taken.buffers))
+        if slot is not None:
+            return taken._replace(buffers=slot.fill(taken.buffers), slot=slot)
+    return _copied(taken) if copy else taken
+
+
+def _copied(taken: Value) -> Value:
+    if taken.head[0] not in (BYTES, ARROW):
+        return taken  # its buffers were made just now
+    return taken._replace(
+        buffers=[each if isinstance(each, bytes) else bytes(each) for each in taken.buffers]
+    )
+
+
+def _take_apart(value: Any, make_slot: MakeSlot | None) -> Value:
     if value is None:
         return Value((NONE,), ())
     if isinstance(value, bytes):
         return Value((BYTES,), (value,))
     if isinstance(value, (bytearray, memoryview)):
-        return Value((BYTES,), (bytes(value) if copy else value,))
+        return Value((BYTES,), (value,))
     pa = sys.modules.get("pyarrow")
     if pa is not None:
         if isinstance(value, pa.Array):
-            return _encode_array(value, copy)
+            return _encode_array(value, make_slot)
         if isinstance(value, pa.Scalar):
-            return _encode_array(pa.array([value.as_py()], type=value.type), copy)
+            return _encode_array(pa.array([value.as_py()], type=value.type), make_slot)
     try:
         return Value((PACKED,), (channel.pack(value),))
     except TypeError as error:
@@ -108,17 +132,17 @@ def encode(value: Any, *, copy: bool) -> Value:
         ) from error
 
 
-def _encode_array(array: Any, copy: bool) -> Value:
+def _encode_array(array: Any, make_slot: MakeSlot | None) -> Value:
     number, layout = _types.look_up(array.type)
     buffers = _plain_buffers(array, layout)
     if buffers is None:
-        return Value((ARROW_IPC,), (_to_ipc(array),))
+        return _encode_as_ipc(array, make_slot)
     mask = 0
     present = []
     for i, buffer in enumerate(buffers):
         if buffer is not None:
             mask |= 1 << i
-            present.append(buffer.to_pybytes() if copy else buffer)
+            present.append(buffer)
     return Value((ARROW, number, len(array), len(buffers), mask), present, number)
 
 
@@ -153,14 +177,28 @@ def _plain_buffers(array: Any, layout: int) -> list[Any] | None:
     return [validity, offsets, buffers[2].slice(0, used)]
 
 
-def _to_ipc(array: Any) -> Any:
+def _encode_as_ipc(array: Any, make_slot: MakeSlot | None) -> Value:
     import pyarrow as pa
 
-    sink = pa.BufferOutputStream()
     batch = pa.record_batch([array], names=["value"])
+    if make_slot is not None and array.nbytes > LARGE:
+        measure = pa.MockOutputStream()
+        _write_ipc(measure, batch)
+        slot = make_slot(measure.size())
+        if slot is not None:
+            place = slot.writable(measure.size())
+            _write_ipc(pa.FixedSizeBufferWriter(pa.py_buffer(place)), batch)
+            return Value((ARROW_IPC,), (place.toreadonly(),), None, slot)
+    sink = pa.BufferOutputStream()
+    _write_ipc(sink, batch)
+    return Value((ARROW_IPC,), (sink.getvalue(),))
+
+
+def _write_ipc(sink: Any, batch: Any) -> None:
+    import pyarrow as pa
+
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return sink.getvalue()
 
 
 def decode(head: Sequence[Any], buffers: Sequence[memoryview], types: dict[int, Any]) -> Any:
@@ -191,7 +229,11 @@ def send(to: channel.Channel, kind: int, document: bytes, value: Value) -> None:
         # harm.
         to.send(channel.TYPE, channel.pack((number, _types.schemas[number])))
         to.known_types.add(number)
-    to.send(kind, document, value.buffers)
+    if value.slot is not None:
+        to.sharing.lend(value.slot)
+        to.send(kind | channel.SHARED, document, (value.slot.where(value.buffers),))
+    else:
+        to.send(kind, document, value.buffers)
 
 
 def learn_type(at: channel.Channel, document: Any) -> None:

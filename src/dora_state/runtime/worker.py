@@ -168,7 +168,7 @@ class Worker:
         numpy_random = sys.modules.get("numpy.random")
         if numpy_random is not None:
             numpy_random.seed()  # forks of one zygote would all draw the same numbers
-        os.register_at_fork(after_in_child=self._leave)
+        os.register_at_fork(before=self.host.sharing.keep_all, after_in_child=self._leave)
         process.restore_stop_signals_in_forks()
         operator_api.session = self
 
@@ -299,6 +299,7 @@ class Worker:
         event = channel.unpack(packed)
         if head is not None:
             event["value"] = value.decode(head, message.buffers, self.host.types)
+            message.buffers.clear()  # what keeps a large one is the value alone
         event["attempt"] = attempt
         killpoint.attempt(attempt)
         stage = Stage(number)
@@ -314,6 +315,7 @@ class Worker:
             shared_writes.current.reset(shared_token)
             operator_api.stage.reset(token)
             saved = stage.close()
+        del event  # so that a large value that nobody keeps is returned with DONE
         killpoint.reach("before-commit", number)
         done = Step(number, self.incarnation, status, stage.outputs, letter)
         if self.shared is not None and staged is not None and staged.close():
@@ -347,7 +349,7 @@ class Worker:
         if self._outputs is not None and output_id not in self._outputs:
             self._ignore(output_id)
             return
-        encoded = value.encode(data, copy=False)
+        encoded = value.encode(data, copy=False, make_slot=self.host.sharing.make_slot)
         if self.config.arrow_outputs and encoded.head[0] in (value.NONE, value.PACKED):
             raise TypeError(
                 f"send_output({output_id!r:.80}): a {type(data).__name__} is no output; "

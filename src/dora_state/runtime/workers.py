@@ -22,12 +22,14 @@ from typing import Any
 
 from dora_state.errors import OperatorError, StateError
 from dora_state.runtime import channel, process, value, worker
+from dora_state.runtime.slots import ArenaFile, HostMemory
 from dora_state.runtime.zygote import Zygote
 
 log = logging.getLogger("dora_state.supervisor")
 
 _ZYGOTE_TRIES = 5
 _SWEEP_PATIENCE_S = 1.0
+_RETURNED_AT_ONCE = 16  # slots; fewer wait for the next event
 _SPARE_BACKOFF_S = (1.0, 30.0)
 
 
@@ -38,6 +40,7 @@ class Worker:
         self.token = token  # names it towards the zygote
         self.incarnation = 0
         self.channel = channel.Channel(sock)
+        self.outputs: ArenaFile | None = None  # where it puts large outputs
         self.pid = 0  # told with IMPORTED
         self.pidfd: int | None = None
         self.signature: tuple[int, ...] | None = None  # of the operator's file, once imported
@@ -76,6 +79,7 @@ class Workers:
     Args:
         zygote: makes a zygote.
         operator: the operator's file; a spare that imported an older one is not used.
+        memory: what the workers share with the host.
         has_spare: whether a spare is kept.
         adopts: whether this process is the subreaper above the zygote, and kills what that leaves
             when it was killed itself. For a process that starts no others meanwhile.
@@ -86,6 +90,7 @@ class Workers:
         zygote: Callable[[], Zygote],
         operator: Path,
         selector: selectors.BaseSelector,
+        memory: HostMemory,
         *,
         has_spare: bool,
         adopts: bool,
@@ -100,6 +105,7 @@ class Workers:
         self._make_zygote = zygote
         self._operator = operator
         self._selector = selector
+        self._memory = memory
         self._has_spare = has_spare
         self._adopts = adopts
         self._not_ours: set[int] = set()  # children of this process that were there before
@@ -193,6 +199,8 @@ class Workers:
             self._zygote.spawn(new.token, theirs)
         self._alive[new.token] = self._unreaped[new.token] = new
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_socket(new))
+        new.outputs, memory = self._memory.share_with(new.channel.sharing)
+        self.send(new, channel.MEMORY, memory)
         self._give_store(new)
         return new
 
@@ -237,6 +245,9 @@ class Workers:
                 return
             for message in messages:
                 self._take_in(each, message)
+            if len(each.channel.sharing.returned) > _RETURNED_AT_ONCE:
+                with contextlib.suppress(OSError):
+                    each.channel.tell_returned()
             if not everything:
                 return
 
@@ -325,6 +336,9 @@ class Workers:
             self._unregister(each.pidfd)
             os.close(each.pidfd)
             each.pidfd = None
+        each.channel.sharing.take_all_back()
+        if each.outputs is not None:
+            each.outputs.close()  # what it has sent stays mapped
         self._alive.pop(each.token, None)
 
     def _unregister(self, thing: Any) -> None:
