@@ -47,8 +47,8 @@ class RestoreInfo:
     replayed: int
     """Events that are handed out again: 1 if the predecessor left one unfinished, else 0."""
     dropped: dict[str, int]
-    """Events of each input that no operator will see, because they came while none took them and their queue was full;
-    counted since the last incarnation that was ready."""
+    """Events of each input that no operator will see, because they came while none took them and their queue was full:
+    those that no incarnation was told of yet, up to the moment of the start."""
     rolled_back_to: int | None = None
     """The state is that of a snapshot: of the event with this number. None: it is the last one that was committed."""
     undone: int = 0

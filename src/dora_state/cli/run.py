@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,47 @@ _SECONDS = click.FloatRange(min=0, max=7 * 24 * 3600)
     help="Seconds between the tries of a degraded operator.",
 )
 @click.option(
+    "--max-event-attempts",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="How often an event is tried before it goes to the dead letters; 0: for ever.",
+)
+@click.option(
+    "--max-restore-attempts",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="How often a state is tried before the snapshot before it is; 0: for ever.",
+)
+@click.option(
+    "--start-deadline",
+    type=_SECONDS,
+    default=30.0,
+    show_default=True,
+    help="Seconds in __init__ without an output, after which the log says so; 0: never.",
+)
+@click.option(
+    "--restore-deadline",
+    type=_SECONDS,
+    default=30.0,
+    show_default=True,
+    help="The same for restore_state.",
+)
+@click.option(
+    "--event-deadline",
+    type=_SECONDS,
+    default=30.0,
+    show_default=True,
+    help="The same for on_event.",
+)
+@click.option(
+    "--kill-hung",
+    multiple=True,
+    type=click.Choice(["start", "restore", "event"]),
+    help="Kill the operator when this deadline has passed, its stacks in the log. May be repeated.",
+)
+@click.option(
     "--durability",
     type=click.Choice(["process", "group", "commit"]),
     default="group",
@@ -102,13 +144,6 @@ _SECONDS = click.FloatRange(min=0, max=7 * 24 * 3600)
 )
 def run(
     operator: Path,
-    restart_policy: str,
-    max_restarts: int,
-    restart_delay: float,
-    max_restart_delay: float,
-    restart_window: float,
-    exhausted: str,
-    degraded_retry: float,
     shutdown_grace: float,
     immediate: tuple[str, ...],
     **options: Any,
@@ -127,15 +162,7 @@ def run(
     from ..runtime.policy import RestartPolicy
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    policy = RestartPolicy(
-        restart_policy=restart_policy,
-        max_restarts=max_restarts,
-        restart_delay=restart_delay,
-        max_restart_delay=max_restart_delay,
-        restart_window=restart_window,
-        exhausted=exhausted,
-        degraded_retry=degraded_retry,
-    )
+    policy = RestartPolicy(**{each.name: options.pop(each.name) for each in fields(RestartPolicy)})
     code = dora.run(
         dora.RunOptions(
             operator=operator,

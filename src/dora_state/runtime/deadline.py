@@ -55,15 +55,15 @@ class Deadline:
         """It is through with it, or dead."""
         self._worker, self._phase, self._aborted, self.due = None, "", False, None
 
-    def check(self, now: float) -> None:
-        """To be called when `due` has come."""
+    def check(self, now: float) -> bool:
+        """To be called when `due` may have come. True: a deadline has passed."""
         worker = self._worker
         if worker is None or self.due is None or now < self.due:
-            return
+            return False
         if self._aborted:
             self.due = None
             self._workers.kill(worker)
-            return
+            return False
         self.passed += 1
         kills = self._phase in self._policy.kill_hung
         log.warning(
@@ -75,3 +75,4 @@ class Deadline:
             worker.hung = self._phase
             self._aborted, self.due = True, now + ABORT_S
             self._workers.send_signal(worker, signal.SIGABRT)
+        return True

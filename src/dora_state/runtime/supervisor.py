@@ -368,7 +368,8 @@ class Supervisor:
         if self._deadline is not None and now >= self._deadline and self.state is not State.ENDED:
             self._deadline = None
             self._cut_off()
-        self._hang.check(now)
+        if self._hang.check(now):
+            self._publish(self.status())
         if self.state in (State.WAITING, State.DEGRADED) and now >= self._start_at:
             self._start_worker()  # (5)
 
@@ -757,6 +758,7 @@ class Supervisor:
         """(8)"""
         if self._restart is not None and self._restart.successor is not None:
             self._restart.log(self.config.node_id)
+            self._restart = None
         self.state = State.ENDED
         self.outcome = Outcome(self._clean, self._why, self._failed)
         waiting = len(self.input) + (self._replay is not None)

@@ -414,9 +414,15 @@ class Worker:
         failure = None
         try:
             path = Path(self.config.operator)
-            module, self.operator = reload.replace(
+            module, new = reload.replace(
                 self._module, self.operator, lambda name: load(path, name=name)
             )
+            fields = Fields.of(new)
+            if fields is not None:  # what they hold is on record; now they know that
+                known: dict[str, bytes | None] = {}
+                fields.save(known.__setitem__)
+                self._commit(known)
+            self._fields, self.operator = fields, new
             self._use(module)
         except BaseException as error:
             failure = {

@@ -1,0 +1,122 @@
+"""Operators that hang: told in the log, and killed if that is asked for, with all stacks in the log first."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from hosting import LEDGER, kill, ledger
+
+from dora_state.runtime.policy import RestartPolicy
+
+
+def hangs_once(place: str, tmp_path, how: str = "threading.Event().wait()") -> str:
+    """LEDGER, with a second thread, that hangs the first time it comes to a place."""
+    flag = tmp_path / "hung"
+    once = (
+        f"if not os.path.exists({str(flag)!r}):\n"
+        f"                open({str(flag)!r}, 'x').close()\n"
+        f"                {how}\n            "
+    )
+    source = LEDGER.replace("class Operator", "import os, signal, threading\n    class Operator")
+    before = {
+        "start": "self.count = self.total = 0",
+        "restore": 'self.count, self.total = int(state["count"])',
+        "event": "if event[",
+    }[place]
+    return source.replace(before, once + before)
+
+
+@pytest.mark.parametrize("place", ["start", "restore", "event"])
+def test_a_hang_is_told_and_killed_with_its_stacks_in_the_log(host, tmp_path, caplog, capfd, place):
+    policy = RestartPolicy(restart_delay=0.0, kill_hung=(place,), **{f"{place}_deadline": 0.05})
+    hosted = host(hangs_once(place, tmp_path), policy=policy)
+    if place == "restore":
+        (tmp_path / "hung").touch()
+    hosted.start()
+    hosted.send(0, 1)
+    if place == "restore":
+        hosted.wait_outputs(2)
+        (tmp_path / "hung").unlink()
+        kill(hosted.wait_running()["worker_pid"])
+    hosted.send(2)
+    assert hosted.wait_outputs(3) == ledger(3)
+    hosted.finish()
+    where = {"start": "__init__", "restore": "restore_state", "event": "on_event"}[place]
+    assert f"the operator has been in {where} for 0." in caplog.text
+    assert "it is killed" in caplog.text
+    errors = capfd.readouterr().err
+    assert "Fatal Python error: Aborted" in errors
+    assert "op.py" in errors
+    assert f"hang in {place}" in str([each["last_crash"] for each in hosted.statuses])
+    assert hosted.statuses[-1]["hangs"] >= 1
+
+
+def test_by_default_a_hang_is_only_told(host, tmp_path, caplog):
+    """It is let go by a signal, not by a kill."""
+    how = "signal.signal(signal.SIGUSR1, lambda *_: None); signal.pause()"
+    policy = RestartPolicy(event_deadline=0.05)
+    hosted = host(hangs_once("event", tmp_path, how), policy=policy).start()
+    hosted.send(0)
+    hosted.wait(lambda: hosted.statuses[-1]["hangs"] == 1)
+    kill(hosted.wait_running()["worker_pid"], signal.SIGUSR1)
+    assert hosted.wait_outputs(1) == ledger(1)
+    assert hosted.finish().clean
+    assert hosted.supervisor.restarts == 0
+    assert "the operator has been in on_event for 0." in caplog.text
+    assert "it is killed" not in caplog.text
+
+
+def test_a_worker_that_does_not_take_the_abort_is_killed(host, tmp_path):
+    how = "os.kill(os.getpid(), signal.SIGSTOP)"
+    policy = RestartPolicy(restart_delay=0.0, event_deadline=0.05, kill_hung=["event"])
+    hosted = host(hangs_once("event", tmp_path, how), policy=policy).start()
+    hosted.send(0, 1)
+    assert hosted.wait_outputs(2) == ledger(2)
+    hosted.finish()
+    assert hosted.supervisor.restarts == 1
+
+
+def test_an_output_restarts_the_deadline(host, caplog):
+    """A handler that takes three times its deadline, but sends all the while."""
+    hosted = host(
+        """
+        import time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                end = time.monotonic() + 0.9
+                while time.monotonic() < end:
+                    send_output("alive", b"")
+                    time.sleep(0.001)
+                return 0
+        """,
+        policy=RestartPolicy(event_deadline=0.3, kill_hung=["event"]),
+    ).start()
+    hosted.send(0)
+    hosted.finish()
+    assert hosted.supervisor.restarts == 0
+    assert "the operator has been in" not in caplog.text
+
+
+def test_an_event_that_hangs_each_time_is_a_dead_letter(host):
+    source = LEDGER.replace(
+        "self.count += 1",
+        "if number == 1: __import__('threading').Event().wait()\n                self.count += 1",
+    )
+    policy = RestartPolicy(restart_delay=0.0, event_deadline=0.05, kill_hung=["event"])
+    hosted = host(source, policy=policy).start()
+    hosted.send(0, 1, 2)
+    assert hosted.wait_outputs(2) == ["0 1 0", "2 2 2"]
+    hosted.finish()
+    assert hosted.statuses[-1]["dead_letters"]["kept"] == 1
+    assert hosted.statuses[-1]["last_crash"]["reason"] == "hang in event"
+
+
+def test_an_operator_that_waits_for_events_does_not_hang(host):
+    policy = RestartPolicy(restart_delay=0.0, event_deadline=0.001, kill_hung=["event"])
+    hosted = host(policy=policy).start()
+    assert hosted.supervisor._hang.due is None
+    kill(hosted.wait_running()["worker_pid"])
+    hosted.wait(lambda: hosted.statuses[-1]["restart_ms"])
+    assert hosted.supervisor._hang.due is None

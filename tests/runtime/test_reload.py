@@ -1,0 +1,171 @@
+"""dora-state reload, from the runtime's side: new code, the old object's attributes, the old object if it fails."""
+
+from __future__ import annotations
+
+import os
+import socket
+import textwrap
+import threading
+
+import pytest
+from hosting import LEDGER, Hosted, kill, wait_gone
+
+from dora_state.runtime import control
+from dora_state.runtime.policy import RestartPolicy
+
+NEW = LEDGER.replace('b"%d %d %d"', 'b"new %d %d %d"')
+
+
+def write(hosted: Hosted, source: str) -> None:
+    hosted.operator.write_text(textwrap.dedent(source))
+
+
+def reload(hosted: Hosted) -> dict[str, object]:
+    answer = control.ask(control.path_beside(hosted.store_path), {"do": "reload"}, 60.0)
+    assert answer is not None
+    return answer
+
+
+def test_the_new_code_goes_on_with_the_attributes_of_the_old(host):
+    source = LEDGER.replace(
+        "self.count = self.total = 0", "self.count = self.total = 0; self.born = 0"
+    )
+    hosted = host(source).start()
+    hosted.send(0, 1)
+    hosted.wait_outputs(2)
+    pid = hosted.wait_running()["worker_pid"]
+    write(hosted, NEW.replace("self.count = self.total = 0", "self.count = self.total = 1000"))
+    assert reload(hosted) == {"reloaded": True}
+    hosted.send(2)
+    assert hosted.wait_outputs(3)[2] == "new 2 3 3"
+    assert hosted.wait_running()["worker_pid"] == pid  # the same process
+    assert hosted.supervisor.restarts == 0
+    kill(pid)
+    hosted.send(3)
+    assert hosted.wait_outputs(4)[3] == "new 3 4 6"  # the successor has the new code, too
+    hosted.finish()
+
+
+TYPED = """
+    from dora_state import state
+
+    class Operator:
+        seen: dict = state({}, keyed=True)
+        count: int = state(0)
+
+        def on_event(self, event, send_output):
+            number = int(event["value"])
+            self.count += 1
+            self.seen[number] = self.count
+            self.seen.pop(number - 2, None)
+            send_output("seen", b"%s %d %s" % (b"old", self.count, repr(self.seen).encode()))
+            return 0
+"""
+
+
+def test_declared_fields_go_on_after_a_reload(host):
+    """What the new code takes out of them right away is not back after a restart."""
+    hosted = host(TYPED).start()
+    hosted.send(0, 1)
+    hosted.wait_outputs(2)
+    write(hosted, TYPED.replace('b"old"', 'b"new"'))
+    assert reload(hosted) == {"reloaded": True}
+    hosted.send(2)
+    assert hosted.wait_outputs(3)[2] == "new 3 {1: 2, 2: 3}"
+    kill(hosted.wait_running()["worker_pid"])
+    hosted.send(3)
+    assert hosted.wait_outputs(4)[3] == "new 4 {2: 3, 3: 4}"
+
+
+BROKEN = {
+    "a file that is no Python": ("def broken(:", "SyntaxError"),
+    "a file that raises half-way": ("PREFIX = b'broken'\n1 / 0", "ZeroDivisionError"),
+    "an __init__ that raises": (
+        "class Operator:\n    def __init__(self): raise ValueError('no')\n"
+        "    def on_event(self, event, send_output): return 0",
+        "ValueError: no",
+    ),
+    "no class": ("x = 1", "has no class Operator"),
+    "an exit": ("import sys; sys.exit(1)", "SystemExit"),
+}
+
+
+@pytest.mark.parametrize(("source", "told"), BROKEN.values(), ids=BROKEN.keys())
+def test_the_old_object_stays_if_the_new_code_fails(host, source, told, caplog):
+    old = LEDGER.replace("class Operator", 'PREFIX = b"old"\n    class Operator')
+    old = old.replace('b"%d %d %d"', 'PREFIX + b" %d %d %d"')
+    hosted = host(old).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    write(hosted, source)
+    failure = reload(hosted)["failure"]
+    assert told in failure["error"]
+    hosted.send(1)
+    assert hosted.wait_outputs(2)[1] == "old 1 2 1"  # its module is what it was, too
+    assert "is not reloaded, and goes on as it was" in caplog.text
+    write(hosted, old)
+    hosted.finish()
+    assert hosted.supervisor.restarts == 0
+
+
+def test_a_reload_waits_for_the_handler_and_doubles_nothing(host, tmp_path):
+    source = LEDGER.replace(
+        "self.count += 1",
+        f"open({str(tmp_path / 'fifo')!r}).read()\n                self.count += 1",
+    )
+    os.mkfifo(tmp_path / "fifo")
+    hosted = host(source).start()
+    hosted.send(0)
+    with open(tmp_path / "fifo", "w"):  # until it reads from there
+        write(hosted, NEW)
+        answers: list[dict[str, object]] = []
+        thread = threading.Thread(target=lambda: answers.append(reload(hosted)))
+        thread.start()
+    thread.join()
+    assert answers == [{"reloaded": True}]
+    hosted.send(1)
+    assert hosted.wait_outputs(2) == ["0 1 0", "new 1 2 1"]
+
+
+def test_a_degraded_operator_is_started_with_the_new_code_at_once(host):
+    policy = RestartPolicy(max_restarts=1, restart_delay=0.0, degraded_retry=3600.0)
+    broken = LEDGER.replace("self.count = self.total = 0", "raise RuntimeError('broken')")
+    hosted = host(broken, policy=policy).start()
+    hosted.wait(lambda: hosted.statuses[-1]["state"] == "degraded")
+    write(hosted, NEW)
+    hosted.send(0)
+    assert reload(hosted) == {"started": True}
+    assert hosted.wait_outputs(1) == ["new 0 1 0"]
+
+
+def test_an_operator_that_dies_in_a_reload_is_restarted_with_the_new_code(host):
+    hosted = host().start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    pid = hosted.wait_running()["worker_pid"]
+    write(
+        hosted,
+        f"import os\nif os.getpid() == {pid}: os.abort()\n" + textwrap.dedent(NEW),
+    )
+    assert reload(hosted) == {"started": True}
+    assert wait_gone(pid)
+    hosted.send(1)
+    assert hosted.wait_outputs(2)[1] == "new 1 2 1"
+
+
+def test_nobody_listens_for_a_host_that_has_ended(host):
+    hosted = host().start()
+    hosted.finish()
+    path = control.path_beside(hosted.store_path)
+    assert not path.exists()
+    assert control.ask(path, {"do": "reload"}, 1.0) is None
+
+
+def test_a_socket_that_a_killed_host_has_left_is_no_obstacle(host, tmp_path):
+    left = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with control._reachable(tmp_path / "store.control") as name:
+        left.bind(name)
+    left.close()
+    hosted = host().start()
+    write(hosted, NEW)
+    assert reload(hosted) == {"reloaded": True}
