@@ -188,8 +188,7 @@ static ds_status check_record(const ds_store *store, const struct ds_found *foun
     return check_header(store, found);
 }
 
-/* The value where it lies. In the log it is not pinned and has no owner; of a blob the caller owns one pin. */
-static ds_status lend(ds_store *store, const struct ds_found *found, ds_value *out) {
+ds_status ds__lend(ds_store *store, const struct ds_found *found, ds_value *out) {
     ds_status status = check_record(store, found);
     if (status != DS_OK)
         return status;
@@ -214,7 +213,7 @@ static ds_status lend(ds_store *store, const struct ds_found *found, ds_value *o
 }
 
 ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out) {
-    ds_status status = lend(store, found, out);
+    ds_status status = ds__lend(store, found, out);
     if (status == DS_OK && out->owner == NULL) {
         ds__mapping_pin(&found->segment->mapping);
         out->owner = &found->segment->mapping;
@@ -306,7 +305,7 @@ ds_status ds_borrow(ds_store *store, uint8_t keyspace, const void *key, size_t k
     if (keyspace >= DS_KEYSPACES || key_size > DS_KEY_LIMIT)
         return missing(store);
     ds__enter(store);
-    status = get(store, keyspace, key, key_size, lend, out);
+    status = get(store, keyspace, key, key_size, ds__lend, out);
     if (status != DS_OK)
         ds__leave(store);
     return status;

@@ -83,7 +83,10 @@ ds_status ds__find(ds_store *store, const struct ds_index *index, uint64_t hash,
                    size_t key_size, struct ds_found *out, bool *gone);
 /* Steps back to the newest version below `limit`. DS_MISSING: there was none, or it was a tombstone, or it is *gone. */
 ds_status ds__step_back(ds_store *store, uint64_t limit, struct ds_found *found, bool *gone);
-/* Hands a record's value out, pinned; checks its hash if it is small. */
+/* A record's value where it lies; checks its hash if it is small. In the log it is not pinned and has no owner; of a blob the
+ * caller owns one pin. */
+ds_status ds__lend(ds_store *store, const struct ds_found *found, ds_value *out);
+/* The same, pinned. */
 ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out);
 /* Asked after reading several keys as of `limit`: may a tombstone that is younger have left the index meanwhile, in its
  * next generation or by compaction, and with it the way back to what was there at `limit`? */

@@ -106,6 +106,7 @@ cdef extern from "dora_state.h" nogil:
 
     ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out)
     ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value)
+    ds_status ds_cursor_peek(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value)
     void ds_cursor_close(ds_cursor *cursor)
 
     ctypedef struct ds_changes:

@@ -35,6 +35,9 @@ cdef enum:
     LARGE = 64 * 1024  # bytes; from here on a copy takes longer than giving up the GIL
     FEW = 64  # changes in a commit for which the GIL is kept
 
+cdef enum:  # what an iteration gives
+    ALL, KEYS, VALUES, ITEMS, VIEWS
+
 cdef dict _durabilities = {"process": DS_PROCESS, "group": DS_GROUP, "commit": DS_COMMIT}
 
 # Status -> exception class. MISSING is a KeyError of the key, told where the key is known.
@@ -173,49 +176,39 @@ cdef class _Pinned:
         pass
 
 
+cdef object _bytes_of(Store store, const ds_value *value):
+    """A value that somebody keeps readable as bytes."""
+    cdef object out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>value.size)
+    cdef char *to = PyBytes_AS_STRING(out)
+    cdef ds_status status
+    if value.size < LARGE:
+        memcpy(to, value.data, value.size)
+    else:
+        store.calls += 1
+        with nogil:
+            memcpy(to, value.data, value.size)
+        store.calls -= 1
+    status = ds_value_check(value)
+    if status != DS_OK:
+        raise _error(status)
+    return out
+
+
 cdef object _take(Store store, ds_value *value):
     """A borrowed value as bytes; returns it."""
-    cdef ds_store *handle = store.handle
-    cdef object out
-    cdef char *to
-    cdef ds_status status
+    cdef ds_store *handle = store.handle  # close() may take it away, but waits
     try:
-        out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>value.size)
-        to = PyBytes_AS_STRING(out)
-        if value.size < LARGE:
-            memcpy(to, value.data, value.size)
-        else:
-            store.calls += 1
-            with nogil:
-                memcpy(to, value.data, value.size)
-            store.calls -= 1
-        status = ds_value_check(value)
-        if status != DS_OK:
-            raise _error(status)
+        return _bytes_of(store, value)
     finally:
         ds_return(handle, value)
-    return out
 
 
-cdef object _copy(ds_value *value):
-    """The value as bytes; gives up the pin."""
-    cdef object out
-    cdef char *to
-    cdef ds_status status
+cdef object _copy(Store store, ds_value *value):
+    """A pinned value as bytes; gives up the pin."""
     try:
-        out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>value.size)
-        to = PyBytes_AS_STRING(out)
-        if value.size < LARGE:
-            memcpy(to, value.data, value.size)
-        else:
-            with nogil:
-                memcpy(to, value.data, value.size)
-        status = ds_value_check(value)
-        if status != DS_OK:
-            raise _error(status)
+        return _bytes_of(store, value)
     finally:
         ds_unpin(value)
-    return out
 
 
 cdef class Store:
@@ -378,7 +371,7 @@ cdef class Store:
             while done < count:
                 done += 1  # first: _copy() gives up the pin also when it fails
                 if values[done - 1].owner is not NULL:
-                    found[names[done - 1]] = _copy(&values[done - 1])
+                    found[names[done - 1]] = _copy(self, &values[done - 1])
         finally:
             for i in range(done, pinned):
                 if values[i].owner is not NULL:
@@ -497,7 +490,7 @@ cdef class Store:
         cdef ds_status status = ds_get(self.handle, <uint8_t>keyspace, c_key, key_size, &value)
         if status == DS_OK:
             sequence = value.sequence
-            return _copy(&value), sequence
+            return _copy(self, &value), sequence
         if status == DS_MISSING:
             return None
         raise _error(status)
@@ -507,7 +500,16 @@ cdef class Store:
 
         views: values as `view` gives them, for who does not need them all as bytes.
         """
-        return _Scan(self, keyspace, views)
+        return _Scan(self, keyspace, VIEWS if views else ALL)
+
+    def _keys(self):
+        return _Scan(self, DS_USER, KEYS)
+
+    def _values(self):
+        return _Scan(self, DS_USER, VALUES)
+
+    def _items(self):
+        return _Scan(self, DS_USER, ITEMS)
 
     def _batch(self):
         """An empty Batch for this store."""
@@ -669,13 +671,18 @@ cdef class _Scan:
 
     cdef Store store
     cdef ds_cursor *cursor
-    cdef bint views
+    cdef int what
+    cdef bint busy  # another thread is in __next__ without the GIL
 
-    def __cinit__(self, Store store not None, int keyspace, bint views):
+    def __cinit__(self, Store store not None, int keyspace, int what):
+        cdef ds_status status
         self.store = store
         self.cursor = NULL
-        self.views = views
-        cdef ds_status status = ds_cursor_open(store.handle, <uint8_t>keyspace, &self.cursor)
+        self.what = what
+        store.calls += 1
+        with nogil:
+            status = ds_cursor_open(store.handle, <uint8_t>keyspace, &self.cursor)
+        store.calls -= 1
         if status != DS_OK:
             raise _error(status)
 
@@ -690,29 +697,47 @@ cdef class _Scan:
         cdef const void *key
         cdef size_t key_size
         cdef ds_value value
-        cdef _Pinned pinned
         cdef ds_status status
         if self.store.handle is NULL:  # the cursor looks into a handle that is gone
             raise errors.StoreClosed(f"{self.store.path}: the store was closed during an iteration")
-        self.store.calls += 1
-        with nogil:
+        if self.busy:
+            raise ValueError("another thread is taking the next item of this iteration")
+        if self.what == VIEWS:
             status = ds_cursor_next(self.cursor, &key, &key_size, &value)
-        self.store.calls -= 1
+        else:
+            status = ds_cursor_peek(self.cursor, &key, &key_size, &value)
+        if status == DS_OK:
+            return self._item(key, key_size, &value)
         if status == DS_MISSING:
             raise StopIteration
-        if status != DS_OK:
-            raise _error(status)
-        sequence = value.sequence
+        raise _error(status)
+
+    cdef object _item(self, const void *key, size_t key_size, ds_value *value):
+        cdef _Pinned pinned
+        if self.what == VIEWS:
+            pinned = _Pinned.__new__(_Pinned)
+            pinned.value = value[0]
+            return _name(key, key_size), memoryview(pinned), value.sequence
+        if self.what == KEYS:
+            return _name(key, key_size)
+        if self.what == VALUES:
+            return self._bytes(value)
+        if self.what == ITEMS:
+            return _name(key, key_size), self._bytes(value)
+        return _name(key, key_size), self._bytes(value), value.sequence
+
+    cdef object _bytes(self, ds_value *value):
+        if value.size < LARGE:
+            return _bytes_of(self.store, value)
+        self.busy = True
         try:
-            name = PyUnicode_DecodeUTF8(<const char *>key, <Py_ssize_t>key_size, "surrogateescape")
-        except BaseException:
-            ds_unpin(&value)
-            raise
-        if not self.views:
-            return name, _copy(&value), sequence
-        pinned = _Pinned.__new__(_Pinned)
-        pinned.value = value
-        return name, memoryview(pinned), sequence
+            return _bytes_of(self.store, value)
+        finally:
+            self.busy = False
+
+
+cdef inline object _name(const void *key, size_t key_size):
+    return PyUnicode_DecodeUTF8(<const char *>key, <Py_ssize_t>key_size, "surrogateescape")
 
 
 cdef class _Changes:
@@ -754,7 +779,7 @@ cdef class _Changes:
                 raise StopIteration
             if status != DS_OK:
                 raise _error(status)
-            value = _copy(&told.value) if told.kind == DS_PUT else None
+            value = _copy(self.store, &told.value) if told.kind == DS_PUT else None
             key = PyUnicode_DecodeUTF8(<const char *>told.key, <Py_ssize_t>told.key_size, "surrogateescape")
             commit[key] = value
             if told.last:

@@ -112,7 +112,7 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
     # Reading. Keys, values and items are each taken at one point, also while other processes write.
 
     def __iter__(self) -> Iterator[str]:
-        return (key for key, _, _ in self._scan(_core.USER))
+        return self._keys()
 
     def values(self) -> ValuesView[bytes]:
         return _Values(self)
@@ -228,7 +228,7 @@ class _Values(ValuesView[bytes]):
     _mapping: Store
 
     def __iter__(self) -> Iterator[bytes]:
-        return (value for _, value, _ in self._mapping._scan(_core.USER))
+        return self._mapping._values()
 
     def __contains__(self, value: object) -> bool:
         return any(value == mine for mine in self)
@@ -238,4 +238,4 @@ class _Items(ItemsView[str, bytes]):
     _mapping: Store
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        return ((key, value) for key, value, _ in self._mapping._scan(_core.USER))
+        return self._mapping._items()

@@ -330,6 +330,44 @@ static void a_cursor_sees_one_point(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* More keys than are sorted by comparing, some of them older than others, one of them a blob. */
+static void a_cursor_goes_in_the_order_of_the_log(const char *dir) {
+    enum { KEYS = 5000, BIG = 17 * 1024 * 1024 };
+    ds_store *store = open_store(dir);
+    char key[16];
+    for (int i = 0; i < 2 * KEYS; i++) { /* the odd ones a second time */
+        snprintf(key, sizeof key, "k%d", i % KEYS);
+        if (i < KEYS || i % 2 == 1)
+            put(store, key, i < KEYS ? "first" : "again");
+    }
+    char *big = calloc(1, BIG);
+    CHECK_OK(ds_put(store, DS_USER, "k0", 2, big, BIG, NULL));
+    free(big);
+    CHECK_OK(ds_delete(store, DS_USER, "k2", 2, NULL));
+    ds_cursor *cursor = NULL;
+    CHECK_OK(ds_cursor_open(store, DS_USER, &cursor));
+    CHECK_OK(ds_put(store, DS_USER, "k4", 2, "late", 4, NULL));
+    const void *name;
+    size_t size, count = 0;
+    ds_value value;
+    uint64_t before = 0;
+    while (ds_cursor_peek(cursor, &name, &size, &value) == DS_OK) {
+        CHECK(value.sequence > before);
+        before = value.sequence;
+        memcpy(key, name, size);
+        key[size] = 0;
+        int i = atoi(key + 1);
+        count++;
+        if (i == 0)
+            CHECK(value.size == BIG && ((const char *)value.data)[BIG - 1] == 0);
+        else
+            CHECK(i != 2 && memcmp(value.data, i % 2 == 1 ? "again" : "first", 5) == 0);
+    }
+    CHECK_EQ(count, KEYS - 1);
+    ds_cursor_close(cursor);
+    CHECK_OK(ds_close(store));
+}
+
 static void a_cursor_over_nothing_ends_at_once(const char *dir) {
     ds_store *store = open_store(dir);
     ds_cursor *cursor = NULL;
@@ -453,6 +491,7 @@ int main(int argc, char **argv) {
         TEST(a_batch_without_room_in_a_segment_is_refused_whole),
         TEST(a_value_stays_as_it_was_read),
         TEST(a_cursor_sees_one_point),
+        TEST(a_cursor_goes_in_the_order_of_the_log),
         TEST(a_cursor_over_nothing_ends_at_once),
         TEST(settle_gives_the_last_sequence),
         TEST(a_fenced_incarnation_commits_no_more),
