@@ -523,7 +523,10 @@ MUTANTS = [
         "tail-believed",
         "append.c",
         "a scribbled control page leads a writer out of the segment",
-        ("    if (tail->offset % 8 != 0 || tail->offset < segment", "    if (false && tail->offset < segment"),
+        (
+            "    if (tail->offset % 8 != 0 || tail->offset < segment",
+            "    if (false && tail->offset < segment",
+        ),
     ),
     # ---- index growth ----------------------------------------------------------------------------
     mutant(

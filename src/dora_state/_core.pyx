@@ -982,3 +982,4 @@ cdef int save_state_direct(str key, const void *value, size_t size) except -1:
 
 
 include "_mapping.pxi"
+include "_lifeline.pxi"

@@ -154,10 +154,13 @@ class Hosted:
 
         return self.wait(running)  # type: ignore[no-any-return]
 
-    def wait_spare(self) -> None:
-        """Wait until a spare has imported the operator's file. Polled: nobody is told of it."""
+    def wait_spare(self, *, imported: bool = True) -> None:
+        """Wait until there is a spare, which has imported the operator's file. Polled: nobody is
+        told of it.
+        """
         deadline = time.monotonic() + PATIENCE_S
-        while (spare := self.supervisor.workers._spare) is None or spare.signature is None:
+        workers = self.supervisor.workers
+        while (spare := workers._spare) is None or (imported and spare.signature is None):
             assert time.monotonic() < deadline, "no spare"
             time.sleep(0.002)
 

@@ -139,6 +139,7 @@ def test_the_test_sees_an_import_that_points_upwards(tmp_path, monkeypatch):
 HEADERS = [
     "dora_state",
     "dora_state_api",
+    "lifeline",
     "os",
     "status",
     "crc32c",
@@ -159,6 +160,7 @@ TOOLS = {
     "os": {"os", "sigbus", "status"},
     "sigbus": {"sigbus"},
     "lock": {"lock", "os", "status"},
+    "lifeline": {"lifeline", "status"},
     "format": {"format", "crc32c"},
     "control": {"control"},
     "index": {"index", "status"},

@@ -28,7 +28,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -54,6 +54,7 @@ CONFLICT = (
 )
 RESTORING = 25  # __init__ is done, there is state to restore
 RELOADED = 26  # or not, and why
+HOLDS = 27  # what a successor must not open at the same time
 # both
 TYPE = 32  # an Arrow type: what a number in later values means
 RETURNED = 33  # memory of the receiver's that the sender has no use for any more: see slots.py
@@ -101,6 +102,29 @@ def _unpack_other(code: int, data: bytes) -> object:
     if code == _LOCAL_TIME:
         return datetime.datetime.fromisoformat(data.decode())
     raise ValueError(f"an unknown extension type {code} in a message")
+
+
+NOTE_BYTES = 512  # see lifeline.h; the last one says whether an event follows
+
+
+def describe_failure(failure: Mapping[str, Any]) -> str:
+    return f"exception in {failure['phase']}: {failure['error']}"
+
+
+def pack_note(reason: str, detail: str) -> bytes:
+    """How a worker ends, for its successor; shortened to what fits."""
+    room = NOTE_BYTES - 32
+    return pack((reason, detail.encode()[:room].decode(errors="ignore")))
+
+
+def unpack_note(note: memoryview) -> dict[str, Any]:
+    """What a note says beyond START; there may be none."""
+    told: dict[str, Any] = {"replayed": note[-1]}
+    if note[0]:
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(note)
+        told["reason"], told["detail"] = unpacker.unpack()
+    return told
 
 
 def frame(kind: int, document: bytes, buffers: Sequence[Buffer] = ()) -> list[Buffer]:

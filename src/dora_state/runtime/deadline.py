@@ -15,6 +15,7 @@ import logging
 import signal
 import time
 
+from dora_state.runtime import channel
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.runtime.workers import Worker, Workers
 
@@ -73,6 +74,7 @@ class Deadline:
         self.due = None
         if kills:
             worker.hung = self._phase
+            worker.lifeline.note(channel.pack_note("hang", worker.describe_end()))
             self._aborted, self.due = True, now + ABORT_S
             self._workers.send_signal(worker, signal.SIGABRT)
         return True

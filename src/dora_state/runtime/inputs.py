@@ -18,6 +18,7 @@ from dora_state.runtime import channel, value
 
 QUEUE_SIZE = 10  # dora's default
 QUEUE_BYTES = 16 << 20
+REPLAY_BYTES = 64 << 10  # up to here a message is copied for the lifeline, which takes 3 us
 _HUSKS = 100
 
 
@@ -37,12 +38,29 @@ class Event:
     dropped: bool = field(default=False, repr=False)
 
     def send(self, to: channel.Channel) -> None:
-        head = self.value.head if self.value is not None else None
-        document = channel.pack((self.number, self.attempt, self.packed, head, self.letter))
         if self.value is None:
-            to.send(channel.EVENT, document)
+            to.send(channel.EVENT, self._document(self.attempt))
         else:
-            value.send(to, channel.EVENT, document, self.value)
+            value.send(to, channel.EVENT, self._document(self.attempt), self.value)
+
+    def replay(self) -> bytes:
+        """The message for a further attempt; empty if it is large."""
+        document = self._document(self.attempt + 1)
+        if self.value is None:
+            return b"".join(channel.frame(channel.EVENT, document))
+        kind, buffers = value.on_the_wire(channel.EVENT, self.value)
+        if self.value.slot is None and self.size_bytes > REPLAY_BYTES:
+            return b""
+        return b"".join(channel.frame(kind, document, buffers))
+
+    def was_replayed(self, to: channel.Channel) -> None:
+        """A lifeline has sent it."""
+        if self.value is not None and self.value.slot is not None:
+            to.sharing.lend(self.value.slot)
+
+    def _document(self, attempt: int) -> bytes:
+        head = self.value.head if self.value is not None else None
+        return channel.pack((self.number, attempt, self.packed, head, self.letter))
 
 
 def take_apart(event: Mapping[str, Any], make_slot: value.MakeSlot | None = None) -> Event:
@@ -100,6 +118,10 @@ class InputBuffer:
                     self._bytes[event.id] -= event.size_bytes
                 return event
             return None
+
+    @property
+    def dropped_count(self) -> int:
+        return sum(self.dropped.values())
 
     def __len__(self) -> int:
         with self._lock:

@@ -48,12 +48,15 @@ class Offer:
     def _older(self, store: Store) -> Snapshot | None:
         return snapshot.before(store, self.snapshot.id if self.snapshot is not None else None)
 
-    def document(self, dropped: Mapping[str, int], *, replays: bool) -> dict[str, Any]:
+    def document(
+        self, dropped: Mapping[str, int], *, replays: bool, reason: str | None = None
+    ) -> dict[str, Any]:
+        """Of the next START. With a `reason`: of one that a lifeline sends, which knows nothing yet."""
         self._dropped = dict(dropped)
         return {
             "snapshot": self.snapshot.id if self.snapshot is not None else 0,
-            "reason": self._reason,
-            "detail": self._detail,
+            "reason": reason or self._reason,
+            "detail": "" if reason else self._detail,
             "replayed": int(replays),
             "dropped": {
                 name: count - self._told.get(name, 0)

@@ -112,7 +112,6 @@ def _parent(pid: str) -> int | None:
 
 
 class Footprint(NamedTuple):
-    descriptors: int
     threads: int
     resident_bytes: int
 
@@ -121,7 +120,7 @@ def footprint() -> Footprint:
     """What this process holds."""
     with open("/proc/self/statm", "rb") as file:
         resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return Footprint(len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), resident)
+    return Footprint(len(os.listdir("/proc/self/task")), resident)
 
 
 def ignore_stop_signals() -> None:

@@ -19,7 +19,7 @@ one has died.
     (7) STARTING, RUNNING -> STOPPING     the worker died; the policy says stop
     (8) STOPPING -> ENDED                 no worker is left
 
-After any end of a worker: SIGKILL it, wait for its pidfd, `fence`, read the commit record. Only
+After any end of a worker: SIGKILL it, `fence`, read the commit record. Only
 that reading decides about the event that was with it: recorded means its held outputs leave, not
 recorded means they are dropped and the event is handed out again. A lock-free read instead could
 miss a commit that repair then completes, and the event would count twice.
@@ -58,6 +58,7 @@ from dora_state.runtime import (
 from dora_state.runtime.control import Control, Reply
 from dora_state.runtime.dead_letter import LetterBox
 from dora_state.runtime.deadline import Deadline
+from dora_state.runtime.handover import Handover
 from dora_state.runtime.inputs import Event, InputBuffer
 from dora_state.runtime.offer import Offer
 from dora_state.runtime.outputs import Output
@@ -168,6 +169,8 @@ class Supervisor:
         self._memory = slots.HostMemory()
         self._relay: Relay | None = None
         self._current: Worker | None = None
+        self._handover = Handover(config.operator)
+        self._awaited: set[Worker] = set()  # dead, not gone; the current worker's START waits
         self._number = 0  # of the last event handed out for the first time
         self._in_flight: Event | None = None
         self._replay: Event | None = None
@@ -201,7 +204,9 @@ class Supervisor:
             has_spare=config.standby != "off",
             adopts=config.adopts,
             on_message=self._on_message,
+            on_end=self._fence_off,
             on_death=self._on_death,
+            on_gone=self._on_gone,
             on_reaped=self._on_reaped,
         )
         self._hang = Deadline(config.policy, self.workers)
@@ -384,6 +389,7 @@ class Supervisor:
                 clean = self._is_all_handled() and self._stop_is_clean
                 self._begin_stop(clean=clean, why="told to stop")
                 return
+        self._prepare_handover()
         self._dispatch()
         if self._wants_spare() and time.monotonic() >= self.workers.spare_not_before:
             self.workers.make_spare()
@@ -411,6 +417,8 @@ class Supervisor:
         current = self._current
         if current is None or current.is_ending or current.asked_to_stop:
             return
+        if not current.was_started:
+            return
         if self._in_flight is not None or not self._can_send():
             return
         event = self._replay or self.input.take()
@@ -420,6 +428,9 @@ class Supervisor:
         if event.number == 0:
             self._number += 1
             event.number = self._number
+        if not self._hand_out(event):
+            self._replay = event
+            return
         self._in_flight = event
         if current.is_ready:
             self._hang.begin(current, "event")
@@ -449,6 +460,7 @@ class Supervisor:
 
     def _on_ready(self, each: Worker, document: dict[str, Any]) -> None:
         each.is_ready = True
+        each.beside = None
         each.ready = document
         self.account.take_ready(document)
         self._history = policy.after_restore(self._history)
@@ -506,19 +518,103 @@ class Supervisor:
 
     # Starts and deaths
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, after: Worker | None = None) -> None:
         """Make the spare, or a new worker, the current one: nobody older may commit any more."""
         assert self._store is not None
         new = self.workers.take()
         self._store.fence(new.incarnation)
         self._current = new
         self.state = State.STARTING
+        self._send_start(None if after is None or after.is_gone else after)
+
+    def _send_start(self, beside: Worker | None = None) -> None:
+        """Build the operator, unless what is left of an earlier one may still hold what it opens."""
+        new = self._current
+        if new is None or new.was_started or self._awaited:
+            return
+        new.was_started = True
+        new.beside = beside
         self._hang.begin(new, "start")
-        self.workers.send(new, channel.START, self._start_document())
+        document = self._offer.document(self.input.dropped, replays=self._replay is not None)
+        self.workers.send(new, channel.START, document)
         self._dispatch()
 
-    def _start_document(self) -> dict[str, Any]:
-        return self._offer.document(self.input.dropped, replays=self._replay is not None)
+    def _take_on(self, dead: Worker) -> None:
+        """Its lifeline has started the spare, with the event if that is to be handled again."""
+        new = self._current = self.workers.take_started()
+        new.was_started = True
+        new.beside = None if dead.is_gone else dead
+        self.state = State.STARTING
+        if dead.has_replay:
+            self._in_flight, self._replay = self._replay, None
+            assert self._in_flight is not None
+            self._in_flight.was_replayed(new.channel)
+        self._hang.begin(new, "start")
+        self._dispatch()
+
+    def _prepare_handover(self) -> None:
+        """Tell the lifeline what to do at a death, or to do nothing if it is not clear by now.
+
+        To be called whenever something may have changed.
+        """
+        current, spare = self._current, self.workers.warm_spare
+        if (
+            self.state is not State.RUNNING
+            or spare is None
+            or current is None
+            or not current.is_ready
+            or current.asked_to_stop
+        ):
+            self._disarm()
+            return
+        # What the decision depends on, to make it only when it may be another.
+        terms = (
+            *(current, spare, current.holds_nothing, current.commits > 0, self._history),
+            *(self._attempts(), self.input.dropped_count),
+        )
+        if terms == self._handover.terms:
+            return
+        self._disarm()
+        if current is self._current and self._restarts_at_once(current):
+            assert self._store is not None
+            start = self._offer.document(self.input.dropped, replays=False, reason="exit")
+            self._handover.arm(terms, current, spare, self._store, start, self._in_flight)
+
+    def _restarts_at_once(self, current: Worker) -> bool:
+        """Whether the policy is certain to say so, were it to die now."""
+        ending = Ending(progressed=current.commits > 0, attempts=self._attempts())
+        decision, _ = policy.decide(self.config.policy, self._history, ending, now=time.monotonic())
+        return decision.action is Action.RESTART and decision.delay == 0 and not decision.bury
+
+    def _attempts(self) -> int:
+        """At the event that the worker has, or would get next."""
+        event = self._in_flight
+        return event.attempt - event.conflicts if event is not None else 1
+
+    def _hand_out(self, event: Event) -> bool:
+        """Before an event is sent. False: the worker is dead."""
+        if event.type == "STOP":
+            self._disarm()
+            return True
+        if event.attempt - event.conflicts != 1:
+            self._disarm()  # until it is clear what happens when this attempt fails too
+            return True
+        return self._handover.give(event)
+
+    def _disarm(self) -> None:
+        """If a successor was started meanwhile, it is the current worker from here on."""
+        dead = self._handover.disarm()
+        if dead is not None:
+            self.workers.end(dead)
+
+    def _fence_off(self, dead: Worker) -> None:
+        """Before its last words are read: what it committed and what it said are both final."""
+        if dead is self._current and self._store is not None:
+            self._store.fence(dead.incarnation + 1)
+
+    def _on_gone(self, dead: Worker) -> None:
+        self._awaited.discard(dead)
+        self._send_start()
 
     def _on_death(self, dead: Worker) -> None:
         if not self.workers.ever_imported:
@@ -526,11 +622,14 @@ class Supervisor:
         if dead is not self._current:
             return
         self._current = None
+        self._handover.disarm()
         self._hang.end()
         if self._keeper is not None:
             self._keeper.end()
         self._refuse_reloads()
         self._settle(dead)
+        if not dead.holds_nothing:
+            self._awaited.add(dead)
         if self.state is State.STOPPING:
             self._end()  # (8)
         if self.state is State.ENDED:
@@ -541,12 +640,12 @@ class Supervisor:
                 self._replay.conflicts += 1
             log.debug("the handler runs again, as the shared store has changed: %s", dead.conflict)
             self._offer.take_death(dead)
-            self._start_worker()  # (2), and nobody is charged for it
+            self._follow(dead)  # (2), and nobody is charged for it
             return
         ending = self._ending(dead)
         self._note_crash(dead)
         self._offer.take_death(dead)
-        decision = self._decide_restart(dead, ending)
+        decision = self._judge(dead, ending)
         self._begin_restart(dead)
         if self._is_over_after(ending, decision):
             pass  # (6)
@@ -556,7 +655,7 @@ class Supervisor:
         else:
             self.account.restarts += 1
             if decision.action is Action.RESTART and decision.delay == 0:
-                self._start_worker()  # (2)
+                self._follow(dead)  # (2)
             else:
                 self._start_at = time.monotonic() + decision.delay
                 degrades = decision.action is Action.DEGRADE
@@ -564,25 +663,44 @@ class Supervisor:
                 self._publish(self.status())
         self._log_death(dead, decision)
 
+    def _follow(self, dead: Worker) -> None:
+        """Start the next worker, unless the dead one's lifeline has done so."""
+        if dead.has_successor:
+            self._take_on(dead)
+        else:
+            self._start_worker(after=dead)
+
+    def _judge(self, dead: Worker, ending: Ending) -> policy.Decision:
+        if not dead.is_ready and dead.beside is not None:
+            # It was built beside what was left of its predecessor, and may have failed for that:
+            # not charged, and the next one waits.
+            if not dead.beside.is_gone:
+                self._awaited.add(dead.beside)
+            dead.beside = None
+            return policy.Decision(Action.RESTART)
+        decision = self._decide_restart(dead, ending)
+        # It was restarted because this was certain to be the decision.
+        return policy.Decision(Action.RESTART) if dead.has_successor else decision
+
     def _settle(self, dead: Worker) -> None:
         """Decide about the event that a dead worker had. The only place that does."""
         assert self._store is not None
-        self._store.fence(dead.incarnation + 1)
         event = self._in_flight
         if event is not None and dead.is_ready:  # one that died in __init__ has not attempted it
             event.attempt += 1
         self._decide(dead)
 
     def _decide(self, dead: Worker) -> None:
-        """Read the record. An event whose step is prepared stays open until the next worker has
-        finished or dropped that, and says RECOVERED.
+        """Read the record, behind the fence of _fence_off. An event whose step is prepared stays
+        open until the next worker has finished or dropped that, and says RECOVERED.
         """
         assert self._store is not None
         record = step.read(self._store)
         event = self._in_flight
         if event is None:
             return
-        if record.number == event.number:
+        # A successor that has the event may have committed it by now; then the dead had not.
+        if record.number == event.number and not dead.has_replay:
             if record.outputs != len(self._held):
                 log.error(
                     "event %d was committed with %d outputs, but %d were received",
@@ -590,7 +708,7 @@ class Supervisor:
                 )
             self._on_done(dead, event.number, record.status)
             return
-        if shared_step.pending_number(self._store) == event.number:
+        if shared_step.pending_number(self._store) == event.number and not dead.has_replay:
             return
         self._held.clear()
         self._in_flight = None
@@ -732,6 +850,9 @@ class Supervisor:
 
     def _begin_stop(self, *, clean: bool, why: str) -> None:
         """(6) (7) From here on no event is handed out."""
+        self._disarm()
+        if self.state in (State.STOPPING, State.ENDED):
+            return
         self._clean, self._why = clean, why
         self.state = State.STOPPING
         self.workers.closing = True

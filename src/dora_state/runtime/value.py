@@ -221,19 +221,30 @@ def decode(head: Sequence[Any], buffers: Sequence[memoryview], types: dict[int, 
     return pa.Array.from_buffers(types[number], length, arranged)
 
 
-def send(to: channel.Channel, kind: int, document: bytes, value: Value) -> None:
-    """Send a message that carries a value, and its type first if the peer was not told yet."""
+def tell_type(to: channel.Channel, value: Value) -> None:
+    """Send the value's type, if the peer was not told yet."""
     number = value.type_number
     if number is not None and number not in to.known_types:
         # Marked after it was sent: another thread that comes between sends it twice, which does no
         # harm.
         to.send(channel.TYPE, channel.pack((number, _types.schemas[number])))
         to.known_types.add(number)
+
+
+def on_the_wire(kind: int, value: Value) -> tuple[int, Sequence[Any]]:
+    """The kind and the buffers of a message that carries a value."""
+    if value.slot is None:
+        return kind, value.buffers
+    return kind | channel.SHARED, (value.slot.where(value.buffers),)
+
+
+def send(to: channel.Channel, kind: int, document: bytes, value: Value) -> None:
+    """Send a message that carries a value, and its type first."""
+    tell_type(to, value)
     if value.slot is not None:
         to.sharing.lend(value.slot)
-        to.send(kind | channel.SHARED, document, (value.slot.where(value.buffers),))
-    else:
-        to.send(kind, document, value.buffers)
+    kind, buffers = on_the_wire(kind, value)
+    to.send(kind, document, buffers)
 
 
 def learn_type(at: channel.Channel, document: Any) -> None:

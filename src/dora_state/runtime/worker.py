@@ -1,9 +1,10 @@
 """The worker: a child process that holds one incarnation of the operator.
 
-    import the operator's file                         -> IMPORTED
+    hold the lifeline; import the operator's file      -> IMPORTED
     OPEN    open the store, as incarnation k
     START   __init__; if there is state                -> RESTORING
             restore_state, validate_state              -> READY
+            when the first event is handled            -> HOLDS
     EVENT   on_event; every output                     -> OUTPUT
             one commit of the saves and the step       -> DONE
     RELOAD  an operator of the new code, if that works  -> RELOADED
@@ -11,7 +12,8 @@
     an exception anywhere                              -> FAILED, exit 70
 
 A spare is a worker that got no START yet: the file is imported, `__init__` has not run, since a
-device must not be opened twice. The store is opened beforehand; what is on record is read only
+device must not be opened twice. If importing alone takes such things, a spare is born `late`, and
+imports at START. The store is opened beforehand; what is on record is read only
 after START, because the host sends it after the fence.
 
 Outputs go to the host before the commit and rest in its memory or in the socket, where the death of
@@ -32,15 +34,16 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from dora_state import operator as operator_api
 from dora_state import shared_writes
-from dora_state._core import USER, Store
+from dora_state._core import USER, Store, hold_lifeline
 from dora_state.errors import OperatorError, TooLarge
 from dora_state.operator import RestoreInfo
 from dora_state.runtime import (
     channel,
+    holdings,
     killpoint,
     process,
     reload,
@@ -58,6 +61,8 @@ log = logging.getLogger("dora_state.operator")
 FAILED_EXIT = 70  # EX_SOFTWARE
 HELD_OUTPUT_BYTES = 256 << 20
 _SPARE_MIB = 64
+# An operator's `handover`: its successor is built when it is gone, descriptors and all, or as soon as it is dead.
+GONE, DEAD = "gone", "dead"
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,28 @@ class WorkerConfig:
         return asdict(self)
 
 
-def run(sock: socket.socket, config: WorkerConfig, number: int) -> NoReturn:
-    """Be the host's worker of that number, until told to stop or until the host goes away."""
-    worker = Worker(channel.Channel(sock), config, number)
+class Birth(NamedTuple):
+    """What a worker gets from the host: descriptors, and what the host calls it."""
+
+    socket: int
+    lifeline: int
+    number: int
+    late: bool  # import at START
+
+
+def run(birth: Birth, config: WorkerConfig) -> NoReturn:
+    """Be the host's worker, until told to stop or until the host goes away."""
+    note = hold_lifeline(birth.lifeline)
+    os.close(birth.lifeline)
+    sock = socket.socket(fileno=birth.socket)
+    worker = Worker(channel.Channel(sock), config, birth.number, late=birth.late)
+    worker.note = note
     code = FAILED_EXIT
     try:
         worker.serve()
         code = 0
     except ConflictError as error:
+        worker.leave_note("conflict", "")
         with contextlib.suppress(OSError):
             worker.host.send(channel.CONFLICT, channel.pack(str(error)))
     except BaseException as error:
@@ -109,10 +128,13 @@ def file_signature(path: str) -> tuple[int, int]:
 
 
 class Worker:
-    def __init__(self, host: channel.Channel, config: WorkerConfig, number: int) -> None:
+    def __init__(
+        self, host: channel.Channel, config: WorkerConfig, number: int, *, late: bool = False
+    ) -> None:
         self.host = host
         self.config = config
         self.number = number
+        self.late = late
         self.incarnation = 0
         self.phase = "import"
         self.store: Store | None = None
@@ -124,20 +146,15 @@ class Worker:
         self._outputs = frozenset(config.outputs) if config.outputs is not None else None
         self._warned_outputs: set[str] = set()
         self._warned_none = False
+        self.note: memoryview | None = None  # in the lifeline: last words for the successor
+        self._baseline: frozenset[int] = frozenset()
+        self._owes_holdings = False
 
     # The loop
 
     def serve(self) -> None:
         self._settle_in()
-        signature = file_signature(self.config.operator)
-        before = process.footprint()
-        module = load(Path(self.config.operator), self.number)
-        report = {
-            "pid": os.getpid(),
-            "signature": signature,
-            "why_no_spare": _why_no_spare(before, process.footprint()),
-        }
-        self.host.send(channel.IMPORTED, channel.pack(report))
+        module = None if self.late else self._import()
         while True:
             messages = self.host.receive()
             if messages is None:
@@ -152,12 +169,35 @@ class Worker:
                     self.phase = "opening the store"
                     self.store = Store(path, durability=durability, incarnation=self.incarnation)
                 elif message.kind == channel.START:
-                    self._start(module, message.document)
+                    module = module or self._import()
+                    self._start(module, _offer(message))
                 elif message.kind == channel.RELOAD:
                     self._reload()
                 elif message.kind == channel.STOP:
                     self._stop()
                     return
+            if self._owes_holdings:  # the event that came with START is handled first
+                self._owes_holdings = False
+                self.host.send(channel.HOLDS, channel.pack(self._holdings()))
+
+    def _import(self) -> ModuleType:
+        signature = file_signature(self.config.operator)
+        before = process.footprint()
+        self._baseline = holdings.descriptors()
+        module = load(Path(self.config.operator), self.number)
+        report = {
+            "pid": os.getpid(),
+            "signature": signature,
+            "why_late": _why_late(before, process.footprint(), holdings.beyond(self._baseline)),
+        }
+        self.host.send(channel.IMPORTED, channel.pack(report))
+        return module
+
+    def _holdings(self) -> list[str]:
+        """What a successor's `__init__` has to wait for."""
+        if getattr(self.operator, "handover", GONE) == DEAD:
+            return []
+        return holdings.beyond(self._baseline)
 
     def _settle_in(self) -> None:
         """Undo what a fork shares that should not be shared, and make crashes leave a trace."""
@@ -186,7 +226,14 @@ class Worker:
             "error": _sendable(_summary(error)),
             "traceback": _sendable(text),
         }
+        self.leave_note("exception", channel.describe_failure(message))
         self.host.send(channel.FAILED, channel.pack(message))
+
+    def leave_note(self, reason: str, detail: str) -> None:
+        if self.note is not None:
+            note = channel.pack_note(reason, detail)
+            self.note[1 : len(note)] = note[1:]
+            self.note[0] = note[0]  # last: it says that there is one
 
     # Starting
 
@@ -204,6 +251,7 @@ class Worker:
         built = time.monotonic()
         self._restore(state, snapshot_id)
         self.phase = "event"
+        self._owes_holdings = True
         report = {
             "restored_keys": len(state),
             "init_ms": (built - began) * 1e3,
@@ -445,6 +493,14 @@ class Worker:
             self.store.close()
 
 
+def _offer(message: channel.Message) -> dict[str, Any]:
+    """What START says. One that a lifeline has sent carries the predecessor's note."""
+    offer: dict[str, Any] = message.document
+    if message.buffers:
+        offer.update(channel.unpack_note(message.buffers[0]))
+    return offer
+
+
 def load(path: Path, number: int = 0, name: str | None = None) -> ModuleType:
     """Import an operator's file as dora does: its folder on sys.path, under the file's name, or anew
     under the name that it has already.
@@ -478,6 +534,11 @@ def load(path: Path, number: int = 0, name: str | None = None) -> ModuleType:
             f"{path}: Operator.shared_writes is {module.Operator.shared_writes!r:.80}; "
             f"use one of {', '.join(map(repr, shared_writes.MODES))}"
         )
+    handover = getattr(module.Operator, "handover", GONE)
+    if handover not in (GONE, DEAD):
+        raise OperatorError(
+            f"{path}: Operator.handover is {handover!r:.80}; use {GONE!r} or {DEAD!r}"
+        )
     return module
 
 
@@ -485,10 +546,10 @@ def _shared_writes(cls: Any) -> Any:
     return getattr(cls, "shared_writes", shared_writes.AT_ONCE)
 
 
-def _why_no_spare(before: process.Footprint, after: process.Footprint) -> str:
+def _why_late(before: process.Footprint, after: process.Footprint, held: list[str]) -> str:
     """What importing the operator's file has taken that two processes should not have at once."""
-    if after.descriptors > before.descriptors:
-        return f"opened {after.descriptors - before.descriptors} descriptors"
+    if held:
+        return f"opened {', '.join(held)}"
     if after.threads > before.threads:
         return f"started {after.threads - before.threads} threads"
     grown = (after.resident_bytes - before.resident_bytes) >> 20

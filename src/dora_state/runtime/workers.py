@@ -1,8 +1,10 @@
 """The processes below the host: the zygote, the workers it forks, and the spare among them.
 
 `Workers` brings them up, watches their sockets and pidfds in the supervisor's selector, and reports
-two things: a message, and a death. A death is only reported when the pidfd has fired: no
-instruction of that process runs any more, and all that it said before has been handed over.
+messages, and two ends. The *death*, from the lifeline (csrc/include/lifeline.h) or, if that fails,
+from the pidfd: it was sent SIGKILL, its main thread runs no instruction any more, it is fenced off,
+and all that it said before has been handed over. And that it is *gone*, from the pidfd: its files
+are closed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dora_state._core import Lifeline
 from dora_state.errors import OperatorError, StateError
 from dora_state.runtime import channel, process, value, worker
 from dora_state.runtime.slots import ArenaFile, HostMemory
@@ -53,7 +56,13 @@ class Worker:
         self.failure: dict[str, Any] | None = None  # what FAILED told
         self.conflict: str | None = None  # what CONFLICT told
         self.noticed_end: float | None = None
+        self.lifeline = Lifeline()
+        self.holds: list[str] | None = None  # what HOLDS told
+        self.was_started = False
+        self.beside: Worker | None = None  # its predecessor, if that was not gone at the START
+        self.report: tuple[bool, bool, float, float] | None = None  # Lifeline.disarm()
         self.is_dead = False
+        self.is_gone = False
         self.wait_status: int | None = None
         self._watches_room = False
 
@@ -62,12 +71,27 @@ class Worker:
         return self.is_dead or self.noticed_end is not None
 
     @property
+    def holds_nothing(self) -> bool:
+        """Whether a successor's `__init__` may run beside what the kernel has not freed yet."""
+        return self.is_gone or not self.was_started or self.holds == []
+
+    @property
+    def has_successor(self) -> bool:
+        """Whether its lifeline has started the spare."""
+        return self.report is not None and self.report[0]
+
+    @property
+    def has_replay(self) -> bool:
+        """And whether that has got its event."""
+        return self.report is not None and self.report[1]
+
+    @property
     def end_is_known(self) -> bool:
         return self.failure is not None or self.wait_status is not None
 
     def describe_end(self) -> str:
         if self.failure is not None:
-            return f"exception in {self.failure['phase']}: {self.failure['error']}"
+            return channel.describe_failure(self.failure)
         if self.hung:
             return f"hang in {self.hung}"
         return process.describe_status(self.wait_status)
@@ -95,7 +119,9 @@ class Workers:
         has_spare: bool,
         adopts: bool,
         on_message: Callable[[Worker, channel.Message], None],
+        on_end: Callable[[Worker], None],
         on_death: Callable[[Worker], None],
+        on_gone: Callable[[Worker], None],
         on_reaped: Callable[[Worker], None],
     ) -> None:
         self._incarnation = 0  # the highest one given
@@ -110,7 +136,9 @@ class Workers:
         self._adopts = adopts
         self._not_ours: set[int] = set()  # children of this process that were there before
         self._on_message = on_message
+        self._on_end = on_end  # before what it said last is read
         self._on_death = on_death
+        self._on_gone = on_gone
         self._on_reaped = on_reaped
         self._zygote: Zygote | None = None
         self._zygote_failures = 0
@@ -118,6 +146,8 @@ class Workers:
         self._alive: dict[int, Worker] = {}
         self._unreaped: dict[int, Worker] = {}
         self._spare: Worker | None = None
+        self._imports_late = False
+        self._eventfd: int | None = None  # written by the lifelines
         self._spare_backoff_s = 0.0
         self.spare_not_before = 0.0
 
@@ -129,6 +159,8 @@ class Workers:
         if self._adopts:
             process.become_subreaper()
             self._not_ours = process.children()
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector.register(self._eventfd, selectors.EVENT_READ, self._on_lifelines)
         self._open_zygote()
 
     def _open_zygote(self) -> None:
@@ -163,6 +195,10 @@ class Workers:
         for each in list(self._alive.values()):
             self._forget(each)
         self._spare = None
+        if self._eventfd is not None:
+            self._unregister(self._eventfd)
+            os.close(self._eventfd)
+            self._eventfd = None
 
     # Bringing up
 
@@ -174,6 +210,20 @@ class Workers:
                 return spare
             self.kill(spare)
         return self._spawn()
+
+    @property
+    def warm_spare(self) -> Worker | None:
+        """The spare, if a lifeline can start it."""
+        spare = self._spare
+        if spare is None or spare.is_ending or spare.signature is None:
+            return None
+        return spare if spare.channel.is_flushed else None
+
+    def take_started(self) -> Worker:
+        """The spare that a lifeline has started."""
+        spare, self._spare = self._spare, None
+        assert spare is not None
+        return spare
 
     def _is_current(self, spare: Worker) -> bool:
         """Whether the operator's file is still what the spare has imported."""
@@ -196,7 +246,8 @@ class Workers:
         ours.setblocking(False)
         new = Worker(next(self._tokens), ours)
         with theirs, contextlib.suppress(OSError):  # a dead zygote is noticed and replaced
-            self._zygote.spawn(new.token, theirs)
+            self._zygote.spawn(new.token, theirs, new.lifeline.fileno(), late=self._imports_late)
+        new.lifeline.close_memfd()
         self._alive[new.token] = self._unreaped[new.token] = new
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_socket(new))
         new.outputs, memory = self._memory.share_with(new.channel.sharing)
@@ -222,6 +273,8 @@ class Workers:
             self._selector.modify(to.channel.socket, events, lambda: self._on_socket(to))
 
     def _on_socket(self, each: Worker) -> None:
+        if each is self._spare:
+            self._collect_deaths()  # it may speak because a lifeline has started it
         if each._watches_room:
             with contextlib.suppress(OSError):
                 each.channel.flush()
@@ -259,7 +312,10 @@ class Workers:
             each.signature = tuple(message.document["signature"])
             self.ever_imported = True
             self._spare_backoff_s = 0.0
-            self._judge_spares(message.document["why_no_spare"])
+            self._judge_spares(message.document["why_late"])
+            self._watch(each)
+        elif message.kind == channel.HOLDS:
+            each.holds = message.document
         elif message.kind == channel.FAILED:
             each.failure = message.document
             self.kill(each)
@@ -271,10 +327,11 @@ class Workers:
 
     def _judge_spares(self, why_not: str) -> None:
         """A spare has imported the operator's file too: what that takes, two would hold at once."""
-        if self._has_spare and why_not:
-            self._has_spare = False
+        if self._has_spare and why_not and not self._imports_late:
+            self._imports_late = True
             log.warning(
-                "no spare is kept, so a restart takes longer: importing %s %s; do that in __init__",
+                "a restart takes longer, as a spare must not import %s: that %s; "
+                "do that in __init__",
                 *(self._operator, why_not),
             )
 
@@ -306,14 +363,42 @@ class Workers:
         if self._spare is not None:
             self.kill(self._spare)
 
+    def _watch(self, each: Worker) -> None:
+        """Once the worker holds its lifeline, which IMPORTED says, and its pidfd is here."""
+        if each.pid and each.pidfd is not None and self._eventfd is not None:
+            each.lifeline.watch(each.pidfd, self._eventfd)
+
+    def _on_lifelines(self) -> None:
+        assert self._eventfd is not None
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._eventfd)
+        self._collect_deaths()
+
+    def _collect_deaths(self) -> None:
+        """The oldest first: a lifeline may have made a younger one its successor."""
+        for each in list(self._alive.values()):
+            if not each.is_dead and each.lifeline.died:
+                self.end(each)
+
     def _on_pidfd(self, each: Worker) -> None:
+        each.is_gone = True
+        self._collect_deaths()
+        self.end(each)
+        self._forget(each)
+        self._on_gone(each)
+
+    def end(self, each: Worker) -> None:
+        """It is dead: take in what it said, and report its death. Does nothing the second time."""
         if each.is_dead:
             return
         each.is_dead = True
+        each.report = each.lifeline.disarm()
         if each.noticed_end is None:
-            each.noticed_end = time.monotonic()
+            each.noticed_end = each.report[2] if each.report else time.monotonic()
+        self._on_end(each)
         self._read(each, everything=True)
-        self._forget(each)
+        self._unregister(each.channel.socket)
+        each.channel.close()
         if each is not self._spare or not self.ever_imported:
             self._on_death(each)
             return
@@ -329,9 +414,10 @@ class Workers:
             )
 
     def _forget(self, each: Worker) -> None:
-        """Free what belongs to a worker that is dead."""
+        """Free what belongs to a worker that is gone."""
         self._unregister(each.channel.socket)
         each.channel.close()
+        each.lifeline.close()
         if each.pidfd is not None:
             self._unregister(each.pidfd)
             os.close(each.pidfd)
@@ -371,6 +457,7 @@ class Workers:
             return
         each.pidfd = pidfd
         self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_pidfd(each))
+        self._watch(each)
         if each.noticed_end is not None:  # someone wanted it dead before it was born
             self.kill(each)
 

@@ -6,7 +6,7 @@ new interpreter). As subreaper it adopts what a dead worker leaves behind, kills
 
 The talk is datagrams of msgpack over a seqpacket socket pair:
 
-    host to zygote   {"spawn": token}                           with the worker's end of its channel
+    host to zygote   {"spawn": token, "late": bool}             with the worker's ends of its channel and its lifeline
     zygote to host   {"spawned": token}                         with its pidfd
                      {"exited": token, "status": wait status}
     end of stream    the host is gone: kill all that is below, end
@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 from dora_state.errors import OperatorError
 from dora_state.runtime import channel, process
 from dora_state.runtime import worker as worker_module
-from dora_state.runtime.worker import WorkerConfig
+from dora_state.runtime.worker import Birth, WorkerConfig
 
 _DATAGRAM_BYTES = 4096
 _BOOT = "from dora_state.runtime import zygote; zygote.{}()"
@@ -96,10 +96,12 @@ class Zygote:
     def fileno(self) -> int:
         return self.socket.fileno()
 
-    def spawn(self, token: int, sock: socket.socket) -> None:
-        """Ask for a worker that talks over `sock`. The answer comes through `receive`."""
-        document = channel.pack({"spawn": token})
-        socket.send_fds(self.socket, [document], [sock.fileno()])
+    def spawn(self, token: int, sock: socket.socket, lifeline: int, *, late: bool) -> None:
+        """Ask for a worker that talks over `sock`; `late`: that imports the operator when it is
+        started. The answer comes through `receive`.
+        """
+        document = channel.pack({"spawn": token, "late": late})
+        socket.send_fds(self.socket, [document], [sock.fileno(), lifeline])
 
     def receive(self) -> tuple[dict[str, Any], int | None] | None:
         """The next message and the pidfd that came with it; None when the zygote is gone. May raise
@@ -179,18 +181,18 @@ class _Nursery:
 
     def _answer(self) -> bool:
         try:
-            data, fds, _, _ = socket.recv_fds(self._socket, _DATAGRAM_BYTES, 1)
+            data, fds, _, _ = socket.recv_fds(self._socket, _DATAGRAM_BYTES, 2)
         except ConnectionResetError:  # the host is gone, and had not read all we said
             return False
         if not data:
             return False
         request = channel.unpack(data)
-        sock = socket.socket(fileno=fds[0])
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_worker(sock, request["spawn"], parent)
-        sock.close()
+            self._become_worker(Birth(fds[0], fds[1], request["spawn"], request["late"]), parent)
+        for fd in fds:
+            os.close(fd)
         self._workers[pid] = request["spawn"]
         # The pid cannot be reused before we reap it, and we reap only after this.
         pidfd = os.pidfd_open(pid)
@@ -200,7 +202,7 @@ class _Nursery:
         os.close(pidfd)
         return True
 
-    def _become_worker(self, sock: socket.socket, token: int, parent: int) -> NoReturn:
+    def _become_worker(self, birth: Birth, parent: int) -> NoReturn:
         try:
             process.die_with_parent(parent)
             signal.set_wakeup_fd(-1)
@@ -210,17 +212,17 @@ class _Nursery:
             os.close(self._wake_reader)
             os.close(self._wake_writer)
             if self._forks:
-                worker_module.run(sock, WorkerConfig(**self._config), token)
-            self._become_interpreter(sock, token)
+                worker_module.run(birth, WorkerConfig(**self._config))
+            self._become_interpreter(birth)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(worker_module.FAILED_EXIT)
 
-    def _become_interpreter(self, sock: socket.socket, token: int) -> NoReturn:
+    def _become_interpreter(self, birth: Birth) -> NoReturn:
         reader = _as_file(channel.pack(self._config))
-        settings = {"socket": sock.fileno(), "config": reader, "token": token}
-        for fd in (sock.fileno(), reader):
+        settings = {"birth": birth, "config": reader}
+        for fd in (birth.socket, birth.lifeline, reader):
             os.set_inheritable(fd, True)
         code = _CLEAN_PATH + _BOOT.format("worker_main")
         os.execv(sys.executable, [sys.executable, "-c", code, json.dumps(settings)])
@@ -253,9 +255,10 @@ def worker_main() -> NoReturn:
     process.ignore_stop_signals()
     with os.fdopen(settings["config"], "rb") as file:
         config = channel.unpack(file.read())
-    sock = socket.socket(fileno=settings["socket"])
-    sock.set_inheritable(False)
-    worker_module.run(sock, WorkerConfig(**config), settings["token"])
+    birth = Birth(*settings["birth"])
+    for fd in (birth.socket, birth.lifeline):
+        os.set_inheritable(fd, False)
+    worker_module.run(birth, WorkerConfig(**config))
 
 
 def _as_file(data: bytes) -> int:
