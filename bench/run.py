@@ -2,6 +2,7 @@
 
     engine    the store beside a dict, LMDB, libmdbx, gdbm, RocksDB, SQLite and Redis
     cython    the calls for Cython operators beside the same from Python
+    large     large arrays on their way to the operator and back, beside a memcpy and a socket
 
 Each part is a program of this folder that prints markdown. --quick shows within a minute that it works; its figures
 are worth nothing. --write puts what is printed into docs/benchmarks.md, between the marks of the part. Measure on a
@@ -22,7 +23,7 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import environment  # noqa: E402
 
-PARTS = {"engine": "engine.py", "cython": "cython_calls.py"}
+PARTS = {"engine": "engine.py", "cython": "cython_calls.py", "large": "large.py"}
 DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
 
 
