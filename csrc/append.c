@@ -20,16 +20,11 @@ enum {
 
 uint64_t ds__live_size(const struct ds_record *record) {
     uint64_t size = ds__record_length(record->key_size, record->value_size);
-    struct ds_blob_reference blob;
-    if (record->op == DS_RECORD_BLOB) {
-        memcpy(&blob, ds__record_value(record, record->key_size), sizeof blob);
-        size += blob.size;
-    }
-    return size;
+    return ds__op_is_blob(record->op) ? size + ds__record_blob(record).size : size;
 }
 
 const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size) {
-    if (plan->op == DS_RECORD_BLOB) {
+    if (ds__op_is_blob(plan->op)) {
         *size = sizeof plan->blob;
         return &plan->blob;
     }
@@ -56,6 +51,20 @@ static uint64_t next_segment_size(const struct ds_tail *tail, uint64_t length, u
     while (size < want)
         size *= 2;
     return size;
+}
+
+static bool expires(const struct ds_plan *plans, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (plans[i].write && ds__op_expires(plans[i].op))
+            return true;
+    return false;
+}
+
+bool ds__needs_fresh(ds_store *store, const struct ds_plan *plans, size_t count) {
+    struct ds_segment *segment;
+    return expires(plans, count) &&
+           ds__segments_at(&store->segments, store->control->tail.segment_base, &segment) == DS_OK &&
+           (ds__segment_header(segment)->incompat & DS_EXPIRY_INCOMPAT) == 0;
 }
 
 /* A segment that names many bytes of blobs ends early, because they go only when it goes. */
@@ -89,6 +98,16 @@ static ds_status make_room(ds_store *store, struct ds_segment_header *header, ui
     return status;
 }
 
+/* Deletes, and the moves of compaction. */
+static bool makes_room(uint8_t type, const struct ds_plan *plans, size_t count) {
+    if (type != DS_FRAME_COMMIT)
+        return true;
+    for (size_t i = 0; i < count; i++)
+        if (plans[i].write && plans[i].op != DS_RECORD_TOMBSTONE)
+            return false;
+    return true;
+}
+
 /* While the reserve is in use, commits leave some room behind them, so that compaction can still move the start. */
 static uint64_t kept_free(const ds_store *store, uint8_t type) {
     bool gone = atomic_load_explicit(&store->control->reserve_gone, memory_order_relaxed) != 0;
@@ -96,8 +115,8 @@ static uint64_t kept_free(const ds_store *store, uint8_t type) {
 }
 
 /* The segment that takes the next frame, and in `after`, which is a copy of the tail, what the tail will say about it. */
-static ds_status place_frame(ds_store *store, uint8_t type, uint64_t length, bool fresh, bool frees,
-                             struct ds_tail *after, struct ds_segment **out) {
+static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan *plans, size_t count, uint64_t length,
+                             bool fresh, struct ds_tail *after, struct ds_segment **out) {
     const struct ds_tail *tail = after;
     struct ds_segment *segment;
     ds_status status = ds__segments_at(&store->segments, tail->segment_base, &segment);
@@ -120,10 +139,11 @@ static ds_status place_frame(ds_store *store, uint8_t type, uint64_t length, boo
         .before_end = tail->offset,
         .before_sequence = tail->sequence,
         .before_crc = tail->crc,
+        .incompat = ds__segment_header(segment)->incompat | (expires(plans, count) ? DS_EXPIRY_INCOMPAT : 0),
     };
     memcpy(header.uuid, store->uuid, sizeof header.uuid);
     struct ds_segment *next;
-    status = make_room(store, &header, length, frees, &next);
+    status = make_room(store, &header, length, makes_room(type, plans, count), &next);
     if (status == DS_OK)
         status = ds__segments_add(&store->segments, next);
     if (status != DS_OK)
@@ -136,6 +156,9 @@ static ds_status place_frame(ds_store *store, uint8_t type, uint64_t length, boo
     after->sealed = 0;
     after->segment_blobs = 0;
     after->largest_frame = tail->largest_frame / 2; /* it is forgotten by and by */
+    /* A new segment is the occasion to look how much has expired. */
+    if (type == DS_FRAME_COMMIT && (header.incompat & DS_EXPIRY_INCOMPAT) != 0)
+        atomic_store_explicit(&store->control->expired_bytes, DS_UNKNOWN_BYTES, memory_order_relaxed);
     *out = next;
     return DS_OK;
 }
@@ -165,7 +188,7 @@ static void account(struct ds_tail *after, const ds_change *change, const struct
         after->live_bytes += plan->length;
         after->keys[change->keyspace]++;
     }
-    if (plan->op == DS_RECORD_BLOB) {
+    if (ds__op_is_blob(plan->op)) {
         after->live_bytes += plan->blob.size;
         after->blob_bytes += plan->blob.size;
     }
@@ -174,18 +197,21 @@ static void account(struct ds_tail *after, const ds_change *change, const struct
 static void write_record(unsigned char *at, uint64_t offset, uint32_t seed, uint64_t sequence, const ds_change *change,
                          const struct ds_plan *plan) {
     struct ds_record *record = (struct ds_record *)(void *)at;
-    uint64_t value_size;
+    uint64_t value_size, expiry_size = ds__expiry_size(plan->op);
     const void *value = ds__logged_value(change, plan, &value_size);
     /* The padding is zero already: a segment is zero beyond its tail. */
     if (change->key_size > 0)
         memcpy(at + sizeof *record, change->key, change->key_size);
+    unsigned char *to = at + sizeof *record + DS_ALIGN(change->key_size);
+    if (expiry_size > 0)
+        memcpy(to, &plan->expiry, sizeof plan->expiry);
     if (value_size > 0)
-        memcpy(at + sizeof *record + DS_ALIGN(change->key_size), value, value_size);
+        memcpy(to + expiry_size, value, value_size);
     /* Made here and stored at once: reading it back from the log, for its checksum, would wait for a cold cache line. */
     struct ds_record header = {
         .sequence = plan->sequence != 0 ? plan->sequence : sequence,
         .previous = plan->previous,
-        .value_size = value_size,
+        .value_size = expiry_size + value_size,
         .key_size = (uint32_t)change->key_size,
         .op = plan->op,
         .keyspace = change->keyspace,
@@ -214,7 +240,7 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
         records++;
         if (type == DS_FRAME_COMMIT) /* the other types change nothing that counts */
             account(after, &changes[i], &plans[i]);
-        if (plans[i].op == DS_RECORD_BLOB) {
+        if (ds__op_is_blob(plans[i].op)) {
             after->last_blob = begin;
             after->segment_blobs += plans[i].blob.size;
         }
@@ -258,16 +284,6 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
     atomic_store_explicit(&control->intent.end, 0, memory_order_release);
 }
 
-/* Deletes, and the moves of compaction. */
-static bool makes_room(uint8_t type, const struct ds_plan *plans, size_t count) {
-    if (type != DS_FRAME_COMMIT)
-        return true;
-    for (size_t i = 0; i < count; i++)
-        if (plans[i].write && plans[i].op != DS_RECORD_TOMBSTONE)
-            return false;
-    return true;
-}
-
 /* Is all that a commit is written to still there? */
 static ds_status check_files(const ds_store *store, const struct ds_segment *segment) {
     if (ds__sigbus_cut(segment->mapping.bytes, segment->mapping.size))
@@ -286,7 +302,7 @@ ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, co
     struct ds_tail after = store->control->tail;
     ds_status status = ds__index_now(store, &index);
     if (status == DS_OK)
-        status = place_frame(store, type, length, fresh, makes_room(type, plans, count), &after, &segment);
+        status = place_frame(store, type, plans, count, length, fresh, &after, &segment);
     if (status == DS_OK)
         status = check_files(store, segment);
     if (status != DS_OK)

@@ -13,6 +13,7 @@ struct ds_changes {
     struct ds_segment *segment; /* pinned */
     uint64_t offset;            /* of the next frame */
     uint64_t after;             /* commits up to this sequence have been told */
+    uint64_t now;               /* of the store's clock, for the commit that is being told; 0: not asked yet */
     uint64_t record;            /* offset of the next record in the frame that is being told, 0: none is */
     uint32_t left;              /* records of it that are still to be told */
     uint8_t keyspace;
@@ -115,6 +116,7 @@ static ds_status next_commit(ds_changes *changes) {
         if (ds__frame_type(frame->word0) != DS_FRAME_COMMIT || frame->sequence <= changes->after)
             continue;
         changes->after = frame->sequence;
+        changes->now = 0;
         changes->record = at + sizeof *frame;
         changes->left = frame->count;
         return DS_OK;
@@ -130,10 +132,18 @@ static ds_status tell(ds_changes *changes, ds_change_told *out) {
                             .key = ds__record_key(record),
                             .key_size = record->key_size};
     ds_status status = ds__record_verify(changes->store, &found);
-    if (status == DS_OK && record->op != DS_RECORD_TOMBSTONE)
+    if (status == DS_OK && ds__op_expires(record->op)) {
+        bool expired = false;
+        if (changes->now == 0) /* once for a commit: what has one deadline goes together */
+            changes->now = ds__clock_now(changes->store->control);
+        status = ds__expired(changes->store, &found, changes->now, &expired);
+        if (expired)
+            out->kind = DS_DELETE;
+    }
+    if (status == DS_OK && out->kind == DS_PUT)
         status = ds__give(changes->store, &found, &out->value);
     /* The blob of an overwritten value goes with compaction, before its record does. */
-    if (status == DS_CORRUPT && record->op == DS_RECORD_BLOB)
+    if (status == DS_CORRUPT && ds__op_is_blob(record->op))
         status = compacted(changes);
     return status;
 }

@@ -20,7 +20,8 @@ enum {
 static uint64_t logged_size(const ds_change *change, uint64_t blob_from) {
     if (change->kind != DS_PUT)
         return 0;
-    return change->value_size > blob_from ? sizeof(struct ds_blob_reference) : change->value_size;
+    uint64_t expiry = change->ttl_ns != 0 ? sizeof(struct ds_expiry) : 0;
+    return expiry + (change->value_size > blob_from ? sizeof(struct ds_blob_reference) : change->value_size);
 }
 
 /* The most that a frame can take. */
@@ -52,6 +53,9 @@ static ds_status outline_changes(const ds_store *store, const ds_change *changes
         if (change->key_size > DS_KEY_LIMIT)
             return ds__fail(DS_TOO_LARGE, 0, "%s: a key of %zu bytes; the limit is %d", store->directory.path,
                             change->key_size, DS_KEY_LIMIT);
+        if (change->ttl_ns > (change->kind == DS_PUT ? DS_TTL_LIMIT_NS : 0))
+            return ds__fail(DS_INVALID, 0, "%s: a time to live of %llu ns; it belongs to a put, and ends at ten years",
+                            store->directory.path, (unsigned long long)change->ttl_ns);
         if (change->kind != DS_PUT)
             continue;
         out->puts++;
@@ -89,7 +93,7 @@ static ds_status write_blobs(ds_store *store, const ds_change *changes, struct d
 
 static void remove_blobs(ds_store *store, const struct ds_plan *plans, size_t count) {
     for (size_t i = 0; i < count; i++)
-        if (plans[i].op == DS_RECORD_BLOB)
+        if (ds__op_is_blob(plans[i].op))
             ds__blob_remove(store, &plans[i].blob);
 }
 
@@ -141,12 +145,25 @@ static ds_status plan_changes(ds_store *store, const ds_change *changes, struct 
 
 /* ---- under the lock ------------------------------------------------------------------------------------------------ */
 
-/* The sequence the key is at; 0 when it is missing or deleted. */
-static uint64_t sequence_of(const struct ds_found *found, ds_status status) {
-    return status == DS_OK && found->record->op != DS_RECORD_TOMBSTONE ? found->record->sequence : 0;
+/* The clock for this commit: read once, when the first of its keys expires. */
+static uint64_t clock_of(const ds_store *store, uint64_t *now) {
+    if (*now == 0)
+        *now = ds__clock_now(store->control);
+    return *now;
 }
 
-static ds_status resolve(ds_store *store, const struct ds_index *index, const ds_change *change, struct ds_plan *plan) {
+/* The sequence the key is at; 0 when it is missing, deleted or expired. */
+static ds_status sequence_of(const ds_store *store, const struct ds_found *found, uint64_t *now, uint64_t *sequence) {
+    bool expired = false;
+    ds_status status = DS_OK;
+    if (ds__op_expires(found->record->op))
+        status = ds__expired(store, found, clock_of(store, now), &expired);
+    *sequence = expired || found->record->op == DS_RECORD_TOMBSTONE ? 0 : found->record->sequence;
+    return status;
+}
+
+static ds_status resolve(ds_store *store, const struct ds_index *index, const ds_change *change, uint64_t *now,
+                         struct ds_plan *plan) {
     struct ds_found found;
     bool gone = false;
     ds_status status =
@@ -154,29 +171,36 @@ static ds_status resolve(ds_store *store, const struct ds_index *index, const ds
     if (gone)
         return ds__fail(DS_CORRUPT, 0, "%s: the index names a segment that is not there; nothing was changed",
                         store->directory.path);
+    uint64_t sequence = 0;
+    bool known = status == DS_OK;
+    if (known)
+        status = sequence_of(store, &found, now, &sequence);
     if (status != DS_OK && status != DS_MISSING)
         return status;
-    uint64_t sequence = sequence_of(&found, status);
     if ((change->expect || change->kind == DS_EXPECT) && sequence != change->expected)
         return ds__fail_conflict(sequence, "%s: the key is at sequence %llu, not at %llu; nothing was written",
                                  store->directory.path, (unsigned long long)sequence,
                                  (unsigned long long)change->expected);
     plan->slot = found.slot;
-    plan->previous = status == DS_OK ? found.offset : 0;
-    plan->replaced_bytes = sequence != 0 ? ds__live_size(found.record) : 0;
+    plan->previous = known ? found.offset : 0;
+    plan->replaced_bytes = known && found.record->op != DS_RECORD_TOMBSTONE ? ds__live_size(found.record) : 0;
     if (change->kind == DS_DELETE && sequence == 0)
         plan->write = false;
+    if (change->ttl_ns != 0) {
+        plan->op |= DS_RECORD_EXPIRES;
+        ds__expiry_make(clock_of(store, now), change->ttl_ns, &plan->expiry);
+    }
     uint64_t value_size;
     (void)ds__logged_value(change, plan, &value_size);
-    plan->length = ds__record_length(change->key_size, value_size);
+    plan->length = ds__record_length(change->key_size, ds__expiry_size(plan->op) + value_size);
     return DS_OK;
 }
 
 static ds_status resolve_all(ds_store *store, const struct ds_index *index, const ds_change *changes,
-                             struct ds_plan *plans, size_t count, uint64_t *length) {
+                             struct ds_plan *plans, size_t count, uint64_t *now, uint64_t *length) {
     uint64_t sum = sizeof(struct ds_frame);
     for (size_t i = 0; i < count; i++) {
-        ds_status status = resolve(store, index, &changes[i], &plans[i]);
+        ds_status status = resolve(store, index, &changes[i], now, &plans[i]);
         if (status != DS_OK)
             return status;
         if (plans[i].write)
@@ -207,16 +231,17 @@ static ds_status commit_locked(ds_store *store, const struct outline *outline, c
     ds_status status = ds__index_now(store, &index);
     if (status == DS_OK)
         status = reserve_slots(store, outline->puts, &index);
-    uint64_t length = 0;
+    uint64_t length = 0, now = 0;
     if (status == DS_OK)
-        status = resolve_all(store, index, changes, plans, count, &length);
+        status = resolve_all(store, index, changes, plans, count, &now, &length);
     if (status != DS_OK)
         return status;
     if (length == sizeof(struct ds_frame)) {
         *sequence = control->tail.sequence;
         return DS_OK;
     }
-    status = ds__append(store, DS_FRAME_COMMIT, changes, plans, count, length, false);
+    bool fresh = now != 0 && ds__needs_fresh(store, plans, count);
+    status = ds__append(store, DS_FRAME_COMMIT, changes, plans, count, length, fresh);
     if (status != DS_OK)
         return status;
     *written = true;
@@ -318,6 +343,18 @@ static ds_change one_put(uint8_t keyspace, const void *key, size_t key_size, con
 ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                  size_t value_size, uint64_t *sequence) {
     ds_change change = one_put(keyspace, key, key_size, value, value_size);
+    return ds_commit(store, &change, 1, sequence);
+}
+
+ds_status ds_put_expiring(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
+                          size_t value_size, uint64_t ttl_ns, uint64_t *sequence) {
+    ds_change change = {.kind = DS_PUT,
+                        .keyspace = keyspace,
+                        .key = key,
+                        .key_size = key_size,
+                        .value = value,
+                        .value_size = value_size,
+                        .ttl_ns = ttl_ns};
     return ds_commit(store, &change, 1, sequence);
 }
 

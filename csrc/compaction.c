@@ -18,6 +18,7 @@
 enum {
     BATCH_RECORDS = 32,
     BATCH_BYTES = 64 * 1024,
+    SAMPLE = 128,            /* records */
     HEAD_BYTES = 128,        /* more than a HEAD frame takes */
     SLACK = 4 * 1024 * 1024, /* bytes beyond which a small store's log is long */
 };
@@ -32,12 +33,19 @@ static uint64_t start_of(const ds_store *store) {
     return atomic_load_explicit(&store->control->start, memory_order_relaxed);
 }
 
-static bool is_due(const struct ds_tail *tail, uint64_t start) {
-    return start < tail->segment_base && log_bytes(tail, start) > 2 * tail->live_bytes + 3 * tail->segment_size;
+/* Of the live bytes, those in records that have expired. What a sample has shown, so nothing may be concluded from it but
+ * whether to look. */
+static uint64_t expired_bytes(const ds_store *store) {
+    return atomic_load_explicit(&store->control->expired_bytes, memory_order_relaxed);
+}
+
+static bool is_due(const struct ds_tail *tail, uint64_t start, uint64_t expired) {
+    return start < tail->segment_base &&
+           log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + 3 * tail->segment_size;
 }
 
 bool ds__compaction_due(const ds_store *store) {
-    return is_due(&store->control->tail, start_of(store));
+    return is_due(&store->control->tail, start_of(store), expired_bytes(store));
 }
 
 bool ds__compaction_overdue(const ds_store *store) {
@@ -48,9 +56,41 @@ bool ds__compaction_overdue(const ds_store *store) {
 }
 
 /* A pass goes on until half of what may be dead is gone, so that the next one is not due at once. */
-static bool go_on(const struct ds_tail *tail, uint64_t start) {
-    return start < tail->segment_base &&
-           log_bytes(tail, start) > tail->live_bytes + tail->live_bytes / 2 + tail->segment_size;
+static bool go_on(const struct ds_tail *tail, uint64_t start, uint64_t expired) {
+    if (expired == DS_UNKNOWN_BYTES)
+        expired = 0; /* the next pass will have looked */
+    return start < tail->segment_base && log_bytes(tail, start) + expired + expired / 2 >
+                                             tail->live_bytes + tail->live_bytes / 2 + tail->segment_size;
+}
+
+/* ---- what has expired ------------------------------------------------------------------------------------------ */
+
+/* Keys that are put once, with a time to live, and never touched again would count as live for ever, and nothing would be
+ * due. When a segment is full, some slots of the index are looked at: a sample of them costs some microseconds, where exact
+ * sums by deadline would cost every put. */
+static void sample_expired(ds_store *store) {
+    struct ds_control *control = store->control;
+    struct ds_index *index;
+    uint64_t now = ds__clock_now(control), live = 0, expired = 0, at = now;
+    if (expired_bytes(store) == 0 || ds__index_now(store, &index) != DS_OK)
+        return;
+    for (uint64_t i = 0, taken = 0; i <= index->mask && taken < SAMPLE; i++) {
+        struct ds_found found;
+        bool is_expired = false;
+        at = (at * 5 + 1) & index->mask; /* comes by every slot once */
+        uint64_t slot = atomic_load_explicit(&index->slots[at], memory_order_acquire);
+        if (slot == 0 || slot == DS_SLOT_GONE || ds__record_at(store, ds__slot_offset(slot), &found) != DS_OK ||
+            !ds__record_header_valid(found.segment->seed, found.offset, found.record) ||
+            found.record->op == DS_RECORD_TOMBSTONE)
+            continue;
+        taken++;
+        live += ds__live_size(found.record);
+        if (ds__op_expires(found.record->op) && ds__expired(store, &found, now, &is_expired) == DS_OK && is_expired)
+            expired += ds__live_size(found.record);
+    }
+    double part = live > 0 ? (double)expired / (double)live : 0;
+    uint64_t bytes = (uint64_t)((double)ds__word_load(&control->tail.live_bytes) * part);
+    atomic_store_explicit(&control->expired_bytes, bytes, memory_order_relaxed);
 }
 
 /* ---- moving the living ----------------------------------------------------------------------------------------- */
@@ -81,7 +121,7 @@ static ds_status doom_blob(struct pass *pass, const struct ds_record *record) {
         pass->blobs = blobs;
         pass->blob_room = room;
     }
-    memcpy(&pass->blobs[pass->blob_count++], ds__record_value(record, record->key_size), sizeof *pass->blobs);
+    pass->blobs[pass->blob_count++] = ds__record_blob(record);
     return DS_OK;
 }
 
@@ -98,41 +138,71 @@ static ds_status is_live(ds_store *store, const struct ds_index *index, uint64_t
     return status == DS_MISSING ? DS_OK : status;
 }
 
-/* Under the lock: what is still live of the batch moves; a tombstone's slot is given up. */
+/* Under the lock: what is still live of the batch moves. The slots of tombstones and of what has expired are given up
+ * afterwards; of the latter, `replaced_bytes` tells how much dies. */
+static ds_status plan_move(struct pass *pass, const struct ds_index *index, uint64_t offset, struct ds_plan *plan) {
+    struct ds_found found;
+    bool live = false, expired = false;
+    ds_status status = ds__record_at(pass->store, offset, &found);
+    if (status == DS_OK)
+        status = is_live(pass->store, index, offset, found.record, plan, &live);
+    if (status == DS_OK && live && ds__op_expires(plan->op))
+        status = ds__expired(pass->store, &found, ds__clock_now(pass->store->control), &expired);
+    if (status != DS_OK)
+        return status;
+    plan->replaced_bytes = expired ? ds__live_size(found.record) : 0;
+    plan->write = live && !expired && plan->op != DS_RECORD_TOMBSTONE;
+    return !plan->write && ds__op_is_blob(plan->op) ? doom_blob(pass, found.record) : DS_OK;
+}
+
 static ds_status move_batch(struct pass *pass, const struct ds_index *index, uint64_t *length) {
     struct batch *batch = &pass->batch;
     *length = sizeof(struct ds_frame);
     for (size_t i = 0; i < batch->count; i++) {
         struct ds_plan *plan = &batch->plans[i];
-        struct ds_found found;
-        bool live;
-        ds_status status = ds__record_at(pass->store, batch->offsets[i], &found);
-        if (status == DS_OK)
-            status = is_live(pass->store, index, batch->offsets[i], found.record, plan, &live);
+        ds_status status = plan_move(pass, index, batch->offsets[i], plan);
         if (status != DS_OK)
             return status;
-        plan->write = live && plan->op != DS_RECORD_TOMBSTONE;
         if (plan->write)
             *length += plan->length;
-        else if (!live && plan->op == DS_RECORD_BLOB)
-            status = doom_blob(pass, found.record);
-        if (status != DS_OK)
-            return status;
     }
     return DS_OK;
 }
 
-static void give_up_tombstones(struct pass *pass, const struct ds_index *index) {
+static void give_up_slot(const struct ds_index *index, uint64_t at, uint64_t offset) {
+    uint64_t slot = atomic_load_explicit(&index->slots[at], memory_order_relaxed);
+    if (ds__slot_offset(slot) == offset)
+        atomic_store_explicit(&index->slots[at], DS_SLOT_GONE, memory_order_release);
+}
+
+/* Its bytes leave the sums after its slot has left the index. A death in between leaves sums that are too high, until the next
+ * rebuild; the other way round, an overwriting put could take them off twice. */
+static void forget_expired(ds_store *store, uint8_t keyspace, uint64_t bytes) {
+    struct ds_control *control = store->control;
+    uint64_t expected = expired_bytes(store);
+    ds__word_store(&control->tail.keys[keyspace], control->tail.keys[keyspace] - 1);
+    ds__word_store(&control->tail.live_bytes, control->tail.live_bytes - bytes);
+    if (expected != DS_UNKNOWN_BYTES)
+        atomic_store_explicit(&control->expired_bytes, expected - (bytes < expected ? bytes : expected),
+                              memory_order_relaxed);
+}
+
+static void give_up_slots(struct pass *pass, const struct ds_index *index) {
     struct batch *batch = &pass->batch;
+    struct ds_control *control = pass->store->control;
+    uint64_t expired = 0;
+    for (size_t i = 0; i < batch->count; i++)
+        expired += batch->plans[i].replaced_bytes != 0;
     /* First: see control.h. */
-    atomic_store_explicit(&pass->store->control->shed, batch->offsets[batch->count - 1] + 1, memory_order_relaxed);
+    atomic_store_explicit(&control->shed, batch->offsets[batch->count - 1] + 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&control->shed_expired, expired, memory_order_relaxed);
     for (size_t i = 0; i < batch->count; i++) {
         struct ds_plan *plan = &batch->plans[i];
-        if (plan->op != DS_RECORD_TOMBSTONE)
+        if (plan->op != DS_RECORD_TOMBSTONE && plan->replaced_bytes == 0)
             continue;
-        uint64_t slot = atomic_load_explicit(&index->slots[plan->slot], memory_order_relaxed);
-        if (ds__slot_offset(slot) == batch->offsets[i])
-            atomic_store_explicit(&index->slots[plan->slot], DS_SLOT_GONE, memory_order_release);
+        give_up_slot(index, plan->slot, batch->offsets[i]);
+        if (plan->replaced_bytes != 0)
+            forget_expired(pass->store, batch->changes[i].keyspace, plan->replaced_bytes);
     }
 }
 
@@ -152,7 +222,7 @@ static ds_status flush(struct pass *pass) {
     if (status == DS_OK && length > sizeof(struct ds_frame))
         status = ds__append(store, DS_FRAME_RELOCATE, batch->changes, batch->plans, batch->count, length, false);
     if (status == DS_OK)
-        give_up_tombstones(pass, index);
+        give_up_slots(pass, index);
     ds__writer_leave(store);
     if (status == DS_OK)
         atomic_fetch_add_explicit(&store->control->relocated_bytes, length, memory_order_relaxed);
@@ -175,21 +245,22 @@ static ds_status consider(struct pass *pass, uint64_t offset, const struct ds_re
     if (status != DS_OK)
         return status;
     if (!live)
-        return record->op == DS_RECORD_BLOB ? doom_blob(pass, record) : DS_OK;
+        return ds__op_is_blob(record->op) ? doom_blob(pass, record) : DS_OK;
     if (batch->count == BATCH_RECORDS || batch->bytes + length > BATCH_BYTES) {
         status = flush(pass);
         if (status != DS_OK)
             return status;
     }
-    const unsigned char *value = ds__record_value(record, record->key_size);
-    if (record->op == DS_RECORD_BLOB)
-        memcpy(&plan.blob, value, sizeof plan.blob);
+    if (ds__op_is_blob(record->op))
+        plan.blob = ds__record_blob(record);
+    if (ds__op_expires(record->op))
+        plan.expiry = ds__record_expiry(record);
     batch->changes[batch->count] = (ds_change){.kind = DS_PUT,
                                                .keyspace = record->keyspace,
                                                .key = ds__record_key(record),
                                                .key_size = record->key_size,
-                                               .value = value,
-                                               .value_size = record->value_size};
+                                               .value = ds__record_payload(record),
+                                               .value_size = record->value_size - ds__expiry_size(record->op)};
     batch->plans[batch->count] = plan;
     batch->offsets[batch->count] = offset;
     batch->count++;
@@ -327,7 +398,7 @@ static ds_status run_pass(struct pass *pass, uint64_t until, bool *moved) {
         ds_status status = look_at_tail(store, &tail);
         if (status != DS_OK)
             return status;
-        if (until != 0 ? to >= until : !go_on(&tail, to))
+        if (until != 0 ? to >= until : !go_on(&tail, to, expired_bytes(store)))
             break;
         status = ds__segments_at(&store->segments, to, &segment);
         if (status == DS_OK)
@@ -370,8 +441,11 @@ static ds_status compact_due(ds_store *store) {
     ds_status status = DS_OK;
     while (status == DS_OK && moved) {
         struct ds_tail tail;
+        ds__enter(store);
+        sample_expired(store);
+        ds__leave(store);
         status = look_at_tail(store, &tail);
-        if (status != DS_OK || !is_due(&tail, start_of(store)))
+        if (status != DS_OK || !is_due(&tail, start_of(store), expired_bytes(store)))
             break;
         status = one_pass(store, 0, false, &moved);
     }

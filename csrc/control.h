@@ -14,7 +14,8 @@
  *   `start` is stored (release) under `compact_lock`, before the segments below it are unlinked.
  *   `shed` is stored under `lock` before the slots of those tombstones are given up, which are stored (release). A scan
  *   as of T that meets such a slot, or a key that was put there anew, therefore sees `shed` beyond T afterwards: it may have
- *   missed a key that was there at T, and starts over.
+ *   missed a key that was there at T, and starts over. `shed_expired` is the same for keys that have expired: such a scan
+ *   starts over when it has changed.
  *   `fence`, `synced`, `sync_error` are each one word with one meaning. */
 #ifndef DS_CONTROL_H
 #define DS_CONTROL_H
@@ -28,7 +29,10 @@
 
 #define DS_CONTROL_MAGIC UINT64_C(0x0a0d4c54435344d3)
 
-enum { DS_CONTROL_LAYOUT = 2, DS_CONTROL_BYTES = 4096, DS_WAKE_WORDS = 64 };
+/* In `expired_bytes`: somebody should look. It counts as due for compaction, which looks first. */
+#define DS_UNKNOWN_BYTES (UINT64_MAX >> 3)
+
+enum { DS_CONTROL_LAYOUT = 3, DS_CONTROL_BYTES = 4096, DS_WAKE_WORDS = 64 };
 
 /* What makes this page this store's, of this boot, on this machine. Compared byte for byte. */
 struct ds_control_identity {
@@ -96,6 +100,8 @@ struct ds_control {
     struct ds_control_identity identity;
     uint64_t hash_seed;
     uint64_t dropped_bytes; /* by the recovery that made this page */
+    uint64_t clock_ns;      /* the store's clock when this page was made, */
+    uint64_t clock_boot_ns; /* and CLOCK_BOOTTIME at that moment; both are never changed */
 
     _Alignas(64) struct ds_lock lock; /* writers take turns */
 
@@ -104,6 +110,7 @@ struct ds_control {
     _Atomic uint64_t generation;
     _Atomic uint64_t start; /* base of the log's first segment; moves after what replaces the dropped is on disk */
     _Atomic uint64_t shed;  /* tombstones below this offset may have left the index */
+    _Atomic uint64_t shed_expired; /* how many expired keys have left the index */
 
     _Alignas(64) struct ds_tail tail;
     _Alignas(64) struct ds_intent intent;
@@ -114,8 +121,9 @@ struct ds_control {
     _Alignas(64) struct ds_lock compact_lock; /* one process at a time moves the start of the log */
     _Atomic uint64_t relocated_bytes;
     _Atomic uint64_t dropped_segments;
-    atomic_uint reserve_gone; /* the reserve became a segment */
-    _Atomic uint64_t waits;   /* commits that had to compact before they returned */
+    atomic_uint reserve_gone;       /* the reserve became a segment */
+    _Atomic uint64_t waits;         /* commits that had to compact before they returned */
+    _Atomic uint64_t expired_bytes; /* of tail.live_bytes those whose time is up, as a sample has shown */
 
     _Alignas(64) struct ds_lock sync_lock;
     _Atomic uint64_t synced;      /* all below it is on disk */

@@ -120,7 +120,7 @@ static ds_status collect_slots(ds_cursor *cursor, const struct ds_index *index) 
 }
 
 /* From a slot's offset to that of the version which is to be seen. DS_MISSING: there is none, or it is another keyspace's. */
-static ds_status see(ds_store *store, uint8_t keyspace, uint64_t limit, uint64_t *offset, bool *gone) {
+static ds_status see(ds_store *store, uint8_t keyspace, struct ds_moment *moment, uint64_t *offset, bool *gone) {
     struct ds_found found;
     ds_status status = ds__record_at(store, *offset, &found);
     if (status == DS_MISSING)
@@ -131,13 +131,13 @@ static ds_status see(ds_store *store, uint8_t keyspace, uint64_t limit, uint64_t
         return ds__record_verify(store, &found); /* says so */
     if (found.record->keyspace != keyspace)
         return DS_MISSING;
-    status = ds__step_back(store, limit, &found, gone);
+    status = ds__step_back(store, moment->limit, &found, gone);
     *offset = found.offset;
-    return status;
+    return status == DS_OK && ds__op_expires(found.record->op) ? ds__missing_at(store, &found, moment) : status;
 }
 
-static ds_status collect_all(ds_cursor *cursor, uint8_t keyspace, const struct ds_index *index, uint64_t limit,
-                             bool *gone) {
+static ds_status collect_all(ds_cursor *cursor, uint8_t keyspace, const struct ds_index *index,
+                             struct ds_moment *moment, bool *gone) {
     ds_status status = collect_slots(cursor, index);
     if (status != DS_OK)
         return status;
@@ -147,8 +147,8 @@ static ds_status collect_all(ds_cursor *cursor, uint8_t keyspace, const struct d
     cursor->count = 0;
     for (size_t i = 0; i < collected; i++) {
         uint64_t offset = cursor->offsets[i];
-        status = see(cursor->store, keyspace, limit, &offset, gone);
-        if (*gone || (status != DS_OK && status != DS_MISSING))
+        status = see(cursor->store, keyspace, moment, &offset, gone);
+        if (*gone || moment->untimed || (status != DS_OK && status != DS_MISSING))
             return status;
         if (status == DS_OK) {
             stepped = stepped || offset != cursor->offsets[i];
@@ -161,26 +161,41 @@ static ds_status collect_all(ds_cursor *cursor, uint8_t keyspace, const struct d
 }
 
 /* One try. *gone: an index was replaced or a version compacted away; nothing is pinned then. */
-static ds_status try_open(ds_cursor *cursor, uint8_t keyspace, bool *gone) {
+static ds_status try_timed(ds_cursor *cursor, uint8_t keyspace, bool timed, bool *untimed, bool *gone) {
+    struct ds_moment moment;
     ds_store *store = cursor->store;
     struct ds_index *index;
     cursor->count = 0;
-    *gone = false;
     ds_status status = ds__index_now(store, &index);
     if (status != DS_OK)
         return status;
-    uint64_t limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
-    status = collect_all(cursor, keyspace, index, limit, gone);
+    if (timed)
+        *gone = !ds__moment_timed(store, &moment);
+    else
+        ds__moment(store, &moment);
+    if (*gone)
+        return DS_OK;
+    status = collect_all(cursor, keyspace, index, &moment, gone);
+    *untimed = moment.untimed;
+    if (*untimed)
+        return DS_OK;
     status = ds__intact(store, status);
     if (status == DS_OK && !*gone)
         status = pin_segments(cursor);
     if (status == DS_MISSING)
         *gone = true;
-    if (ds__scan_outdated(store, index, limit))
+    if (ds__scan_outdated(store, index, &moment))
         *gone = true;
     if (*gone)
         unpin_segments(cursor);
     return status;
+}
+
+static ds_status try_open(ds_cursor *cursor, uint8_t keyspace, bool *gone) {
+    bool untimed = false;
+    *gone = false;
+    ds_status status = try_timed(cursor, keyspace, false, &untimed, gone);
+    return untimed ? try_timed(cursor, keyspace, true, &untimed, gone) : status;
 }
 
 static ds_status open_cursor(ds_cursor *cursor, uint8_t keyspace) {
@@ -229,6 +244,32 @@ ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out) {
     }
     *out = cursor;
     return DS_OK;
+}
+
+ds_status ds_count(ds_store *store, uint8_t keyspace, uint64_t *count) {
+    struct ds_segment *segment;
+    ds_cursor *cursor;
+    ds_status status = ds__check(store);
+    if (status != DS_OK)
+        return status;
+    if (keyspace >= DS_KEYSPACES)
+        return ds__fail(DS_INVALID, 0, "keyspace %u: there are %d", keyspace, DS_KEYSPACES);
+    ds__enter(store);
+    uint64_t limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
+    status = ds__segment_of(store, limit - 1, &segment);
+    /* Where the newest segment is not for records that expire, none is. */
+    bool exact = status == DS_OK && (ds__segment_header(segment)->incompat & DS_EXPIRY_INCOMPAT) == 0;
+    ds__leave(store);
+    if (exact) {
+        *count = ds__word_load(&store->control->tail.keys[keyspace]);
+        return ds__intact(store, DS_OK);
+    }
+    status = ds_cursor_open(store, keyspace, &cursor);
+    if (status == DS_OK) {
+        *count = cursor->count;
+        ds_cursor_close(cursor);
+    }
+    return status;
 }
 
 /* ---- walking --------------------------------------------------------------------------------------------------- */

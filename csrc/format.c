@@ -58,6 +58,24 @@ uint32_t ds__floor_crc(const uint8_t uuid[16], const struct ds_floor *floor) {
     return ds__crc32c(seed, floor, offsetof(struct ds_floor, crc));
 }
 
+uint32_t ds__expiry_crc(const struct ds_expiry *expiry) {
+    return ds__crc32c(UINT32_MAX, expiry, offsetof(struct ds_expiry, crc));
+}
+
+bool ds__op_valid(uint8_t op) {
+    uint8_t kind = op & (uint8_t)~DS_RECORD_EXPIRES;
+    if (ds__op_expires(op))
+        return kind == DS_RECORD_PUT || kind == DS_RECORD_BLOB;
+    return kind >= DS_RECORD_PUT && kind <= DS_RECORD_START;
+}
+
+static bool value_size_fits(uint8_t op, uint64_t size) {
+    uint64_t expiry = ds__expiry_size(op);
+    if (ds__op_is_blob(op))
+        return size == expiry + sizeof(struct ds_blob_reference);
+    return op == DS_RECORD_TOMBSTONE ? size == 0 : op == DS_RECORD_START ? size == sizeof(uint64_t) : size >= expiry;
+}
+
 static bool zeros(const unsigned char *bytes, uint64_t from, uint64_t to) {
     unsigned char any = 0;
     for (uint64_t i = from; i < to; i++)
@@ -85,13 +103,11 @@ bool ds__frame_well_formed(const struct ds_frame *frame, uint64_t word0, uint64_
             return false;
         if (DS_ALIGN((uint64_t)record->key_size) + DS_ALIGN(record->value_size) > left)
             return false;
-        if (record->op < DS_RECORD_PUT || record->op > DS_RECORD_START || record->keyspace >= DS_KEYSPACES)
+        if (!ds__op_valid(record->op) || record->keyspace >= DS_KEYSPACES)
             return false;
         if ((record->op == DS_RECORD_START) != (type == DS_FRAME_HEAD))
             return false;
-        if ((record->op == DS_RECORD_TOMBSTONE && record->value_size != 0) ||
-            (record->op == DS_RECORD_BLOB && record->value_size != sizeof(struct ds_blob_reference)) ||
-            (record->op == DS_RECORD_START && record->value_size != sizeof(uint64_t)))
+        if (!value_size_fits(record->op, record->value_size))
             return false;
         const unsigned char *key = ds__record_key(record);
         const unsigned char *value = ds__record_value(record, record->key_size);

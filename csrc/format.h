@@ -28,9 +28,10 @@
 enum {
     DS_FORMAT_VERSION = 1,
     /* Feature bits, as in ext4: unknown compat bits may be ignored, unknown ro-compat bits allow reading only,
-     * unknown incompat bits allow nothing. None are defined yet. */
+     * unknown incompat bits allow nothing. */
     DS_KNOWN_RO_COMPAT = 0,
-    DS_KNOWN_INCOMPAT = 0,
+    DS_EXPIRY_INCOMPAT = 1, /* records in here may expire. Once a segment has it, all that follow have it */
+    DS_KNOWN_INCOMPAT = DS_EXPIRY_INCOMPAT,
     DS_SEGMENT_HEADER = 128,
     DS_SEGMENT_MIN = 64 * 1024,
     DS_SEGMENT_MAX = 64 * 1024 * 1024,
@@ -89,8 +90,25 @@ static inline uint8_t ds__frame_type(uint64_t word0) {
 
 /* ---- record ---------------------------------------------------------------------------------------------------- */
 
-/* START is not about a key: it stands alone in a HEAD frame, and its value is the base of the log's first segment. */
-enum { DS_RECORD_PUT = 1, DS_RECORD_TOMBSTONE = 2, DS_RECORD_BLOB = 3, DS_RECORD_START = 4 };
+/* START is not about a key: it stands alone in a HEAD frame, and its value is the base of the log's first segment.
+ * EXPIRES may be added to PUT and BLOB: then an expiry lies before the value. */
+enum {
+    DS_RECORD_PUT = 1,
+    DS_RECORD_TOMBSTONE = 2,
+    DS_RECORD_BLOB = 3,
+    DS_RECORD_START = 4,
+    DS_RECORD_EXPIRES = 8,
+};
+
+static inline bool ds__op_expires(uint8_t op) {
+    return (op & DS_RECORD_EXPIRES) != 0;
+}
+
+static inline bool ds__op_is_blob(uint8_t op) {
+    return (op & ~DS_RECORD_EXPIRES) == DS_RECORD_BLOB;
+}
+
+bool ds__op_valid(uint8_t op);
 
 struct ds_record {
     uint64_t hash;     /* see ds__record_hash() */
@@ -120,6 +138,28 @@ static inline const unsigned char *ds__record_value(const struct ds_record *reco
     return (const unsigned char *)(record + 1) + DS_ALIGN(key_size);
 }
 
+/* ---- expiry: the first bytes of the value of a record that expires ------------------------------------------------ */
+
+/* Times are of the store's clock (expiry.c), in ns. */
+struct ds_expiry {
+    uint64_t deadline;    /* from here on the key is missing */
+    uint64_t written;     /* when the commit was made */
+    int32_t wall_ahead_s; /* by how much the wall clock was ahead of the store's then, rounded up */
+    uint32_t crc; /* CRC-32C of the 20 bytes before it, seeded with ~0: a large value is not hashed on every read */
+};
+static_assert(sizeof(struct ds_expiry) == 24, "expiry layout");
+
+static inline uint64_t ds__expiry_size(uint8_t op) {
+    return ds__op_expires(op) ? sizeof(struct ds_expiry) : 0;
+}
+
+/* The value as it was put, or its blob's reference: what follows the expiry, if there is one. */
+static inline const unsigned char *ds__record_payload(const struct ds_record *record) {
+    return ds__record_value(record, record->key_size) + ds__expiry_size(record->op);
+}
+
+uint32_t ds__expiry_crc(const struct ds_expiry *expiry);
+
 /* ---- blob: `<id in 16 hex digits>.blob`, the value alone ---------------------------------------------------------- */
 
 /* A value above this size lies in a file of its own, written before the lock is taken; its record holds this. */
@@ -131,6 +171,12 @@ struct ds_blob_reference {
     uint64_t hash; /* lane hash of the bytes, seeded with the low half of the id */
 };
 static_assert(sizeof(struct ds_blob_reference) == 24, "blob reference layout");
+
+static inline struct ds_blob_reference ds__record_blob(const struct ds_record *record) {
+    struct ds_blob_reference blob;
+    memcpy(&blob, ds__record_payload(record), sizeof blob);
+    return blob;
+}
 
 /* ---- floor: how far the log is known to be on disk ----------------------------------------------------------------- */
 

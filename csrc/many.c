@@ -13,40 +13,54 @@ static void unpin_all(ds_value *values, size_t count) {
             ds_unpin(&values[i]);
 }
 
-static ds_status get_as_of(ds_store *store, const struct ds_index *index, uint64_t limit, uint8_t keyspace,
+static ds_status get_as_of(ds_store *store, const struct ds_index *index, struct ds_moment *moment, uint8_t keyspace,
                            const ds_bytes *key, ds_value *out, bool *gone) {
     struct ds_found found;
     uint64_t hash = ds__hash(store->hash_seed, keyspace, key->data, key->size);
     *out = (ds_value){0};
     ds_status status = ds__find(store, index, hash, keyspace, key->data, key->size, &found, gone);
     if (status == DS_OK)
-        status = ds__step_back(store, limit, &found, gone);
+        status = ds__step_back(store, moment->limit, &found, gone);
+    if (status == DS_OK && ds__op_expires(found.record->op))
+        status = ds__missing_at(store, &found, moment);
     if (status == DS_OK)
         status = ds__give(store, &found, out);
     return status == DS_MISSING ? DS_OK : status;
 }
 
 /* One try. *gone: the index was replaced or a version compacted away; nothing is pinned then. */
-static ds_status try_get_many(ds_store *store, uint8_t keyspace, const ds_bytes *keys, size_t count, ds_value *values,
-                              bool *gone) {
+static ds_status try_timed(ds_store *store, uint8_t keyspace, const ds_bytes *keys, size_t count, ds_value *values,
+                           bool timed, bool *untimed, bool *gone) {
     struct ds_index *index;
-    *gone = false;
+    struct ds_moment moment;
     ds_status status = ds__index_now(store, &index);
     if (status != DS_OK)
         return status;
-    uint64_t limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
+    if (timed)
+        *gone = !ds__moment_timed(store, &moment);
+    else
+        ds__moment(store, &moment);
     size_t done = 0;
-    while (status == DS_OK && !*gone && done < count) {
-        status = get_as_of(store, index, limit, keyspace, &keys[done], &values[done], gone);
+    while (status == DS_OK && !*gone && !moment.untimed && done < count) {
+        status = get_as_of(store, index, &moment, keyspace, &keys[done], &values[done], gone);
         done++;
     }
     (void)ds__sigbus_cut(index->bytes, index->size);
     status = ds__intact(store, status);
-    if (ds__scan_outdated(store, index, limit))
+    if (ds__scan_outdated(store, index, &moment))
         *gone = true;
-    if (*gone || status != DS_OK)
+    *untimed = moment.untimed;
+    if (*gone || moment.untimed || status != DS_OK)
         unpin_all(values, done);
     return status;
+}
+
+static ds_status try_get_many(ds_store *store, uint8_t keyspace, const ds_bytes *keys, size_t count, ds_value *values,
+                              bool *gone) {
+    bool untimed = false;
+    *gone = false;
+    ds_status status = try_timed(store, keyspace, keys, count, values, false, &untimed, gone);
+    return untimed ? try_timed(store, keyspace, keys, count, values, true, &untimed, gone) : status;
 }
 
 ds_status ds_get_many(ds_store *store, uint8_t keyspace, const ds_bytes *keys, size_t count, ds_value *values) {

@@ -497,6 +497,41 @@ uint64_t ds__os_now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+static pthread_once_t shift_once = PTHREAD_ONCE_INIT;
+static _Atomic int64_t boot_shift_ns, wall_shift_ns;
+
+static void read_shift(void) {
+    const char *shift = getenv("DORA_STATE_CLOCK_SHIFT");
+    char *rest;
+    if (shift == NULL)
+        return;
+    int64_t boot_s = strtoll(shift, &rest, 10);
+    boot_shift_ns = boot_s * 1000000000;
+    wall_shift_ns = strtoll(rest, NULL, 10) * 1000000000;
+}
+
+static uint64_t shifted(clockid_t clock, const _Atomic int64_t *shift_ns) {
+    struct timespec now;
+    pthread_once(&shift_once, read_shift);
+    clock_gettime(clock, &now);
+    int64_t ns = (int64_t)now.tv_sec * 1000000000 + now.tv_nsec + atomic_load_explicit(shift_ns, memory_order_relaxed);
+    return ns > 0 ? (uint64_t)ns : 0;
+}
+
+uint64_t ds__os_boot_ns(void) {
+    return shifted(CLOCK_BOOTTIME, &boot_shift_ns);
+}
+
+uint64_t ds__os_wall_ns(void) {
+    return shifted(CLOCK_REALTIME, &wall_shift_ns);
+}
+
+void ds__os_clock_shift(int64_t boot_ns, int64_t wall_ns) {
+    pthread_once(&shift_once, read_shift);
+    boot_shift_ns = boot_ns;
+    wall_shift_ns = wall_ns;
+}
+
 void ds__os_sleep_ms(int milliseconds) {
     (void)poll(NULL, 0, milliseconds);
 }

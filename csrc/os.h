@@ -90,6 +90,10 @@ ds_status ds__os_random(void *out, size_t size);
 ds_status ds__os_boot_id(char out[40]);
 uint64_t ds__os_pid_namespace(void); /* its inode; 0 where /proc is not there */
 uint64_t ds__os_now_ns(void);        /* CLOCK_MONOTONIC */
+uint64_t ds__os_boot_ns(void);       /* CLOCK_BOOTTIME: since the boot, suspend included; nobody can set it */
+uint64_t ds__os_wall_ns(void);       /* CLOCK_REALTIME: since 1970, as far as this machine knows */
+/* Tests move the last two. A process can be started with it, in seconds: DORA_STATE_CLOCK_SHIFT="<boot> <wall>". */
+void ds__os_clock_shift(int64_t boot_ns, int64_t wall_ns);
 void ds__os_sleep_ms(int milliseconds);
 
 /* Sleeps while *word is `value`, up to that long; may wake for no reason. The word may be shared between processes. */

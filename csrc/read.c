@@ -133,9 +133,11 @@ ds_status ds__find(ds_store *store, const struct ds_index *index, uint64_t hash,
     return DS_MISSING;
 }
 
-bool ds__scan_outdated(const ds_store *store, const struct ds_index *index, uint64_t limit) {
-    return atomic_load_explicit(&store->control->generation, memory_order_acquire) != index->generation ||
-           atomic_load_explicit(&store->control->shed, memory_order_acquire) > limit;
+bool ds__scan_outdated(const ds_store *store, const struct ds_index *index, const struct ds_moment *moment) {
+    const struct ds_control *control = store->control;
+    return atomic_load_explicit(&control->generation, memory_order_acquire) != index->generation ||
+           atomic_load_explicit(&control->shed, memory_order_acquire) > moment->limit ||
+           atomic_load_explicit(&control->shed_expired, memory_order_acquire) != moment->shed_expired;
 }
 
 /* ---- what a reader may see ------------------------------------------------------------------------------------- */
@@ -180,12 +182,24 @@ ds_status ds__record_still_there(const ds_store *store, const struct ds_found *f
 static ds_status check_record(const ds_store *store, const struct ds_found *found) {
     const struct ds_record *record = found->record;
     bool small = ds__record_length(record->key_size, record->value_size) < DS_WIDE_HASH_FROM;
-    if (small || record->op == DS_RECORD_BLOB)
+    if (small || ds__op_is_blob(record->op))
         return ds__record_verify(store, found);
     if (ds__sigbus_cut(found->segment->mapping.bytes, found->segment->mapping.size) &&
         ds__sigbus_lost(record, ds__record_length(record->key_size, record->value_size)))
         return bad_record(store, found->offset, "lies in a file that was cut or cannot be read");
     return check_header(store, found);
+}
+
+static ds_status lend_blob(ds_store *store, const struct ds_found *found, ds_value *out) {
+    struct ds_blob_reference reference = ds__record_blob(found->record);
+    struct ds_mapping *mapping;
+    ds_status status = ds__blob_map(store, &reference, false, &mapping);
+    if (status != DS_OK)
+        return status;
+    out->data = mapping->bytes;
+    out->size = reference.size;
+    out->owner = mapping;
+    return DS_OK;
 }
 
 ds_status ds__lend(ds_store *store, const struct ds_found *found, ds_value *out) {
@@ -195,21 +209,15 @@ ds_status ds__lend(ds_store *store, const struct ds_found *found, ds_value *out)
     const struct ds_record *record = found->record;
     out->sequence = record->sequence;
     out->owner = NULL;
-    if (record->op != DS_RECORD_BLOB) {
-        out->data = ds__record_value(record, record->key_size);
-        out->size = record->value_size;
-        return ds__record_still_there(store, found);
+    out->data = ds__record_value(record, record->key_size);
+    out->size = record->value_size;
+    if (record->op != DS_RECORD_PUT) {
+        if (ds__op_is_blob(record->op))
+            return lend_blob(store, found, out);
+        out->data = ds__record_payload(record);
+        out->size -= ds__expiry_size(record->op);
     }
-    struct ds_blob_reference reference;
-    struct ds_mapping *mapping;
-    memcpy(&reference, ds__record_value(record, record->key_size), sizeof reference);
-    status = ds__blob_map(store, &reference, false, &mapping);
-    if (status != DS_OK)
-        return status;
-    out->data = mapping->bytes;
-    out->size = reference.size;
-    out->owner = mapping;
-    return DS_OK;
+    return ds__record_still_there(store, found);
 }
 
 ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out) {
@@ -225,11 +233,23 @@ static ds_status missing(const ds_store *store) {
     return ds__fail(DS_MISSING, 0, "%s: the key is not in the store", store->directory.path);
 }
 
+static ds_status check_time(const ds_store *store, const struct ds_found *found, uint64_t *now, bool *gone) {
+    bool expired = false;
+    if (*now == 0) {
+        *now = ds__clock_now(store->control);
+        *gone = true;
+        return DS_OK;
+    }
+    ds_status status = ds__expired(store, found, *now, &expired);
+    return status == DS_OK && expired ? DS_MISSING : status;
+}
+
 typedef ds_status giver(ds_store *store, const struct ds_found *found, ds_value *out);
 
-/* One try. DS_MISSING: the key is missing. *gone: compaction took a record away before it was looked at. */
+/* One try. DS_MISSING: the key is missing. *gone: compaction took a record away before it was looked at, or the record may
+ * have expired and *now is 0: then it is the time now, and what counts is what is found after this moment (expiry.c). */
 static ds_status try_get(ds_store *store, uint64_t hash, uint8_t keyspace, const void *key, size_t key_size,
-                         giver *give, ds_value *out, bool *gone) {
+                         giver *give, ds_value *out, uint64_t *now, bool *gone) {
     struct ds_index *index;
     struct ds_found found;
     *gone = false;
@@ -249,6 +269,11 @@ static ds_status try_get(ds_store *store, uint64_t hash, uint8_t keyspace, const
         *gone = true;
     if (*gone || status != DS_OK)
         return status;
+    if (ds__op_expires(found.record->op)) {
+        status = check_time(store, &found, now, gone);
+        if (*gone || status != DS_OK)
+            return status;
+    }
     return give(store, &found, out);
 }
 
@@ -257,11 +282,12 @@ static ds_status get(ds_store *store, uint8_t keyspace, const void *key, size_t 
     const struct ds_control *control = store->control;
     /* A further try is for the case that somebody else made progress: the index grew, or a whole compaction passed between
      * two loads. It takes a starved process to see two. Where nothing moves, what is gone is damage. */
+    uint64_t now = 0;
     for (int i = 0, idle = 0;; i++) {
         uint64_t start = atomic_load_explicit(&control->start, memory_order_acquire);
         uint64_t generation = atomic_load_explicit(&control->generation, memory_order_acquire);
         bool gone;
-        ds_status status = try_get(store, hash, keyspace, key, key_size, give, out, &gone);
+        ds_status status = try_get(store, hash, keyspace, key, key_size, give, out, &now, &gone);
         if (!gone) {
             if (status != DS_OK)
                 status = ds__intact(store, status);

@@ -88,8 +88,10 @@ static ds_status index_frame(void *context, struct ds_segment *segment, uint64_t
         ds_status status = index_record(rebuild, at, record);
         if (status != DS_OK)
             return status;
-        if (record->op == DS_RECORD_BLOB)
+        if (ds__op_is_blob(record->op))
             tail->last_blob = offset;
+        if (ds__op_expires(record->op) && ds__record_expiry(record).written > rebuild->latest.written)
+            rebuild->latest = ds__record_expiry(record);
         at += ds__record_length(record->key_size, record->value_size);
     }
     return DS_OK;
@@ -261,15 +263,14 @@ static ds_status note_blobs(struct sweep *sweep, const struct ds_index *index, u
     for (uint64_t at = 0; at <= index->mask; at++) {
         uint64_t slot = index->slots[at];
         struct ds_found found;
-        struct ds_blob_reference blob;
         if (slot == 0)
             continue;
         ds_status status = ds__record_at(sweep->store, ds__slot_offset(slot), &found);
         if (status != DS_OK)
             return status;
-        if (found.record->op != DS_RECORD_BLOB)
+        if (!ds__op_is_blob(found.record->op))
             continue;
-        memcpy(&blob, ds__record_value(found.record, found.record->key_size), sizeof blob);
+        struct ds_blob_reference blob = ds__record_blob(found.record);
         if (sweep->count == sweep->room) {
             size_t room = sweep->room ? 2 * sweep->room : 16;
             uint64_t *live = realloc(sweep->live, room * sizeof *live);

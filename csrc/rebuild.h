@@ -10,7 +10,8 @@ struct ds_rebuild {
     struct ds_tail tail;
     struct ds_log_end end;
     struct ds_floor floor;
-    uint64_t start; /* base of the log's first segment */
+    uint64_t start;          /* base of the log's first segment */
+    struct ds_expiry latest; /* of the expiring record that was written last */
 };
 
 /* Reads the log and changes no file. files->first receives where it begins. Free out->index with ds__index_free(). */

@@ -18,6 +18,7 @@ static void fill_control(struct ds_control *control, const struct ds_rebuild *re
     control->hash_seed = rebuild->store->hash_seed;
     control->dropped_bytes = rebuild->end.dropped;
     control->tail = rebuild->tail;
+    ds__clock_start(control, &rebuild->latest);
     atomic_init(&control->committed, rebuild->tail.offset);
     atomic_init(&control->generation, generation);
     atomic_init(&control->start, rebuild->start);

@@ -128,17 +128,25 @@ static ds_status find(struct repair *repair, uint8_t keyspace, const void *key, 
     return status;
 }
 
+/* As when it was put: the expiry goes into the plan. */
+static void describe_value(const struct ds_record *record, ds_change *change, struct ds_plan *plan) {
+    uint64_t expiry_size = ds__expiry_size(record->op);
+    if (expiry_size > 0)
+        plan->expiry = ds__record_expiry(record);
+    change->value = ds__record_payload(record);
+    change->value_size = record->value_size - expiry_size;
+}
+
 static ds_status plan_record(struct repair *repair, const struct ds_record *record, ds_change *change,
                              struct ds_plan *plan) {
-    const unsigned char *key = ds__record_key(record), *value = ds__record_value(record, record->key_size);
+    const unsigned char *key = ds__record_key(record);
     struct ds_found found;
     *change = (ds_change){.kind = record->op == DS_RECORD_TOMBSTONE ? DS_DELETE : DS_PUT,
                           .keyspace = record->keyspace,
                           .key = key,
-                          .key_size = record->key_size,
-                          .value = value,
-                          .value_size = record->value_size};
+                          .key_size = record->key_size};
     memset(plan, 0, sizeof *plan);
+    describe_value(record, change, plan);
     ds_status status = find(repair, record->keyspace, key, record->key_size, plan, &found);
     if (status != DS_OK && status != DS_MISSING)
         return status;
@@ -147,9 +155,9 @@ static ds_status plan_record(struct repair *repair, const struct ds_record *reco
     plan->op = record->op;
     plan->sequence = record->sequence;
     plan->length = ds__record_length(record->key_size, record->value_size);
-    if (record->op != DS_RECORD_BLOB || !plan->write)
+    if (!ds__op_is_blob(record->op) || !plan->write)
         return DS_OK;
-    memcpy(&plan->blob, value, sizeof plan->blob);
+    plan->blob = ds__record_blob(record);
     status = ds__blob_link(repair->draft, &repair->directory, &plan->blob);
     if (status != DS_CORRUPT)
         return status;
@@ -169,7 +177,7 @@ static void account_relocated(struct repair *repair, size_t count) {
         tail->slots_used += plan->previous == 0;
         tail->keys[keyspace] += plan->replaced_bytes == 0;
         tail->live_bytes += plan->length - plan->replaced_bytes;
-        if (plan->op == DS_RECORD_BLOB) {
+        if (ds__op_is_blob(plan->op)) {
             tail->live_bytes += plan->blob.size;
             tail->blob_bytes += plan->blob.size;
         }
@@ -210,7 +218,8 @@ static ds_status copy_frame(void *context, uint64_t offset, const struct ds_fram
         return status;
     if (type == DS_FRAME_COMMIT)
         tail->sequence = frame->sequence - 1;
-    status = ds__append(repair->draft, type, repair->changes, repair->plans, frame->count, length, false);
+    bool fresh = ds__needs_fresh(repair->draft, repair->plans, frame->count);
+    status = ds__append(repair->draft, type, repair->changes, repair->plans, frame->count, length, fresh);
     if (status != DS_OK)
         return status;
     if (type == DS_FRAME_RELOCATE)

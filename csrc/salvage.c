@@ -205,7 +205,7 @@ static ds_status read_headers(struct ds_salvage *salvage) {
 static bool record_at(const unsigned char *bytes, uint64_t room, uint32_t seed, uint64_t offset) {
     const struct ds_record *record = (const struct ds_record *)(const void *)bytes;
     if (room < sizeof *record || record->key_size > DS_KEY_LIMIT || record->value_size > room ||
-        record->op < DS_RECORD_PUT || record->op > DS_RECORD_START)
+        !ds__op_valid(record->op))
         return false;
     uint64_t length = ds__record_length(record->key_size, record->value_size);
     return length <= room && ds__record_valid(seed, offset, record, length);

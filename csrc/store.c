@@ -173,6 +173,8 @@ ds_status ds_stats_read(ds_store *store, ds_stats *out) {
     out->relocated_bytes = atomic_load_explicit(&control->relocated_bytes, memory_order_relaxed);
     out->dropped_segments = atomic_load_explicit(&control->dropped_segments, memory_order_relaxed);
     out->waits = atomic_load_explicit(&control->waits, memory_order_relaxed);
+    out->expired_keys = atomic_load_explicit(&control->shed_expired, memory_order_relaxed);
+    out->clock_ns = ds__clock_now(control);
     out->index_slots = index->mask + 1;
     out->verified_bytes = atomic_load_explicit(&store->verified_bytes, memory_order_relaxed);
     return DS_OK;
@@ -216,10 +218,9 @@ static ds_status verify_slot(ds_store *store, const struct ds_index *index, uint
                         "%s: the index does not find the record at log offset %llu; close the store in all "
                         "processes and remove its control file to rebuild it",
                         store->directory.path, (unsigned long long)found.offset);
-    if (status == DS_OK && record->op == DS_RECORD_BLOB) {
-        struct ds_blob_reference reference;
+    if (status == DS_OK && ds__op_is_blob(record->op)) {
+        struct ds_blob_reference reference = ds__record_blob(record);
         struct ds_mapping *mapping;
-        memcpy(&reference, ds__record_value(record, record->key_size), sizeof reference);
         status = ds__blob_map(store, &reference, true, &mapping);
         if (status == DS_OK)
             ds__mapping_unpin(mapping);

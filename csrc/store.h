@@ -88,14 +88,46 @@ ds_status ds__step_back(ds_store *store, uint64_t limit, struct ds_found *found,
 ds_status ds__lend(ds_store *store, const struct ds_found *found, ds_value *out);
 /* The same, pinned. */
 ds_status ds__give(ds_store *store, const struct ds_found *found, ds_value *out);
-/* Asked after reading several keys as of `limit`: may a tombstone that is younger have left the index meanwhile, in its
- * next generation or by compaction, and with it the way back to what was there at `limit`? */
-bool ds__scan_outdated(const ds_store *store, const struct ds_index *index, uint64_t limit);
+/* When a reader of several keys looks. */
+struct ds_moment {
+    uint64_t limit;        /* `committed` */
+    uint64_t now;          /* the store's clock at that moment; 0: nobody has asked yet */
+    uint64_t shed_expired; /* as it was before */
+    bool untimed;          /* a record was met that may have expired, and `now` is 0: begin again with a `timed` one */
+};
+
+/* Asked after reading several keys as of a moment: may a tombstone that is younger, or a key that expired since, have left
+ * the index meanwhile, in its next generation or by compaction, and with it the way back to what was there then? */
+bool ds__scan_outdated(const ds_store *store, const struct ds_index *index, const struct ds_moment *moment);
 /* Every call that looks into segments does so between these two. */
 void ds__enter(ds_store *store);
 void ds__leave(ds_store *store);
 /* The same for the thread that holds the writer lock. */
 void ds__enter_writing(ds_store *store);
+
+/* expiry.c ------------------------------------------------------------------------------------------------------- */
+
+/* Of a control page that is being made. `latest`: of the expiring record with the highest `written`, zeros if there is none. */
+void ds__clock_start(struct ds_control *control, const struct ds_expiry *latest);
+/* The store's clock, in ns. */
+uint64_t ds__clock_now(const struct ds_control *control);
+void ds__expiry_make(uint64_t now, uint64_t ttl_ns, struct ds_expiry *out);
+/* Of a record that expires and was checked. */
+struct ds_expiry ds__record_expiry(const struct ds_record *record);
+/* Is the deadline of a record that expires past? Checks what it looks at. */
+ds_status ds__expired(const ds_store *store, const struct ds_found *found, uint64_t now, bool *expired);
+/* After the index was taken up: a later generation may have dropped what was there at the moment. */
+static inline void ds__moment(const ds_store *store, struct ds_moment *out) {
+    out->now = 0;
+    out->untimed = false;
+    /* Before the limit: what was shed by then had expired by then. */
+    out->shed_expired = atomic_load_explicit(&store->control->shed_expired, memory_order_acquire);
+    out->limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
+}
+/* The same with its time. False: commits came too fast; under the writer lock they do not. */
+bool ds__moment_timed(const ds_store *store, struct ds_moment *out);
+/* Of a record that expires: DS_MISSING if its time is up at that moment, or if the moment is untimed. */
+ds_status ds__missing_at(const ds_store *store, const struct ds_found *found, struct ds_moment *moment);
 
 /* writer.c ------------------------------------------------------------------------------------------------------- */
 
@@ -128,14 +160,17 @@ struct ds_plan {
     uint64_t sequence;       /* 0: the commit's own */
     uint8_t op;
     bool write;
-    struct ds_blob_reference blob; /* when op is DS_RECORD_BLOB */
+    struct ds_blob_reference blob; /* when op is one of a blob */
+    struct ds_expiry expiry;       /* when op is one that expires */
 };
 
 /* Appends one frame of that type under the writer lock: the marked plans, `length` bytes with the header. `fresh`: into a
  * new segment. */
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
                      uint64_t length, bool fresh);
-/* What of a plan lies in the record's value. */
+/* Do these plans need a segment with features that the present one lacks? */
+bool ds__needs_fresh(ds_store *store, const struct ds_plan *plans, size_t count);
+/* What of a plan lies in the record's value, behind the expiry. */
 const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size);
 /* What a live record counts for: its bytes, and its blob's. */
 uint64_t ds__live_size(const struct ds_record *record);

@@ -73,9 +73,8 @@ static ds_status sync_blobs_of_frame(ds_store *store, struct ds_segment *segment
     uint64_t at = offset + sizeof *frame;
     for (uint32_t i = 0; i < frame->count; i++) {
         const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
-        struct ds_blob_reference reference;
-        if (record->op == DS_RECORD_BLOB) {
-            memcpy(&reference, ds__record_value(record, record->key_size), sizeof reference);
+        if (ds__op_is_blob(record->op)) {
+            struct ds_blob_reference reference = ds__record_blob(record);
             ds_status status = ds__blob_sync(store, &reference);
             if (status != DS_OK)
                 return status;

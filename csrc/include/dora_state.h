@@ -83,6 +83,8 @@ enum {
     DS_LOCK_TIMEOUT_MS = 10000,
 };
 
+#define DS_TTL_LIMIT_NS (UINT64_C(10) * 366 * 86400 * 1000000000) /* ten years */
+
 typedef struct ds_options {
     ds_durability durability;
     uint32_t group_ms;
@@ -111,6 +113,7 @@ typedef struct ds_change {
     size_t key_size;
     const void *value;
     size_t value_size;
+    uint64_t ttl_ns; /* of a put: the key is missing again so much later, by the store's clock; 0: never */
 } ds_change;
 
 /* All or nothing, for every reader and after a crash. A key named twice takes its last change. Deleting a missing
@@ -125,6 +128,10 @@ ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_
 ds_status ds_try_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence);
 ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                      size_t value_size, uint64_t *sequence);
+/* As ds_put(), with a time to live: from ttl_ns after the commit on the key is missing for everybody, as if it had been
+ * deleted at that moment, but that this wakes nobody and is no commit. */
+ds_status ds_put_expiring(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
+                          size_t value_size, uint64_t ttl_ns, uint64_t *sequence);
 /* DS_MISSING if there was nothing to delete. */
 ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence);
 
@@ -172,7 +179,7 @@ typedef struct ds_changes ds_changes;
 
 typedef struct ds_change_told {
     uint64_t sequence;   /* of the commit */
-    ds_change_kind kind; /* DS_PUT or DS_DELETE */
+    ds_change_kind kind; /* DS_PUT or DS_DELETE; a put that has expired since is told as a delete */
     bool last;           /* of this commit, in this keyspace */
     const void *key;     /* readable until the next call */
     size_t key_size;
@@ -203,21 +210,26 @@ ds_status ds_fence(ds_store *store, uint64_t incarnation, uint64_t *sequence);
 ds_status ds_sync(ds_store *store);
 
 typedef struct ds_stats {
-    uint64_t keys[DS_KEYSPACES];
-    uint64_t live_bytes;    /* in records the index points at */
-    uint64_t log_bytes;     /* in the log's segments, allocated, and in blobs */
-    uint64_t sequence;      /* of the last commit */
-    uint64_t committed;     /* log offset of the end of the last commit */
-    uint64_t synced;        /* log offset known to survive power loss */
-    uint64_t fence;         /* lowest incarnation that may commit */
-    uint64_t dropped_bytes; /* torn tail dropped by the recovery that this boot's first open ran */
-    uint64_t repairs;       /* commits of dead writers repaired since the boot */
+    uint64_t keys[DS_KEYSPACES]; /* those that have expired included, until compaction drops them */
+    uint64_t live_bytes;         /* in records the index points at */
+    uint64_t log_bytes;          /* in the log's segments, allocated, and in blobs */
+    uint64_t sequence;           /* of the last commit */
+    uint64_t committed;          /* log offset of the end of the last commit */
+    uint64_t synced;             /* log offset known to survive power loss */
+    uint64_t fence;              /* lowest incarnation that may commit */
+    uint64_t dropped_bytes;      /* torn tail dropped by the recovery that this boot's first open ran */
+    uint64_t repairs;            /* commits of dead writers repaired since the boot */
     uint64_t index_slots;
     uint64_t relocated_bytes;  /* by compaction, since the boot */
     uint64_t dropped_segments; /* by compaction, since the boot */
     uint64_t waits;            /* commits that had to compact before they returned, since the boot */
     uint64_t verified_bytes;   /* by the ds_verify() of this handle, which ends near log_bytes + live_bytes */
+    uint64_t expired_keys;     /* dropped by compaction, since the boot */
+    uint64_t clock_ns;         /* the store's clock, by which keys expire: about the time since 1970 */
 } ds_stats;
+
+/* The keys that are there now. Beside expiring ones this is a walk over all; where nothing ever expired, a load. */
+ds_status ds_count(ds_store *store, uint8_t keyspace, uint64_t *count);
 
 ds_status ds_stats_read(ds_store *store, ds_stats *out);
 /* Checks every frame and record of the log and every slot of the index; *frames receives the number of frames. */

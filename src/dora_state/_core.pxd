@@ -73,13 +73,17 @@ cdef extern from "dora_state.h" nogil:
         size_t key_size
         const void *value
         size_t value_size
+        uint64_t ttl_ns
 
+    const uint64_t DS_TTL_LIMIT_NS
     ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence)
     ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                      size_t value_size, uint64_t *sequence)
     ds_status ds_try_commit(ds_store *store, const ds_change *changes, size_t count, uint64_t *sequence)
     ds_status ds_try_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                          size_t value_size, uint64_t *sequence)
+    ds_status ds_put_expiring(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
+                              size_t value_size, uint64_t ttl_ns, uint64_t *sequence)
     ds_status ds_delete(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint64_t *sequence)
 
     ctypedef struct ds_value:
@@ -108,6 +112,8 @@ cdef extern from "dora_state.h" nogil:
     ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value)
     ds_status ds_cursor_peek(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value)
     void ds_cursor_close(ds_cursor *cursor)
+
+    ds_status ds_count(ds_store *store, uint8_t keyspace, uint64_t *count)
 
     ctypedef struct ds_changes:
         pass
@@ -147,6 +153,8 @@ cdef extern from "dora_state.h" nogil:
         uint64_t dropped_segments
         uint64_t waits
         uint64_t verified_bytes
+        uint64_t expired_keys
+        uint64_t clock_ns
 
     ds_status ds_stats_read(ds_store *store, ds_stats *out)
     ds_status ds_verify(ds_store *store, uint64_t *frames)
@@ -194,7 +202,8 @@ cdef class Batch:
     cdef Py_ssize_t bytes  # of all values
     cdef int _make_room(self) except -1
     cdef void _take_out(self) noexcept
-    cdef int _add(self, ds_change_kind kind, int keyspace, object key, bytes value, object expected) except -1
+    cdef int _add(self, ds_change_kind kind, int keyspace, object key, bytes value, object expected,
+                  uint64_t ttl_ns=*) except -1
 
 
 # One element of commit_direct(): valid while key and value are.

@@ -160,6 +160,15 @@ cdef bytes _as_bytes(object value):
         PyBuffer_Release(&view)
 
 
+cdef uint64_t _ttl_ns(object ttl) except 0:
+    """A time to live in seconds as nanoseconds."""
+    if not isinstance(ttl, (int, float)) or isinstance(ttl, bool):
+        raise TypeError(f"a time to live is a number of seconds, not {type(ttl).__name__}")
+    if not 0 < ttl <= DS_TTL_LIMIT_NS // 1_000_000_000:  # NaN, too
+        raise ValueError(f"a time to live is more than 0 seconds and at most ten years, not {ttl!r}")
+    return max(1, <uint64_t>(ttl * 1_000_000_000))
+
+
 cdef class _Pinned:
     """Keeps a value in the log readable for as long as a memoryview of it lives."""
 
@@ -209,6 +218,24 @@ cdef object _copy(Store store, ds_value *value):
         return _bytes_of(store, value)
     finally:
         ds_unpin(value)
+
+
+cdef object _put_expiring(Store store, key, value, uint64_t ttl_ns):
+    """put() with a time to live."""
+    cdef Py_ssize_t key_size
+    cdef const char *c_key = _key(key, &key_size)
+    cdef uint64_t sequence = 0
+    cdef ds_status status
+    cdef Py_buffer view
+    _open_buffer(value, &view)
+    store.calls += 1
+    with nogil:
+        status = ds_put_expiring(store.handle, DS_USER, c_key, key_size, view.buf, view.len, ttl_ns, &sequence)
+    store.calls -= 1
+    PyBuffer_Release(&view)
+    if status != DS_OK:
+        raise _error(status)
+    return sequence
 
 
 cdef class Store:
@@ -284,12 +311,17 @@ cdef class Store:
         if status != DS_OK:
             raise _error(status)
 
-    def put(self, key, value):
-        """Keep `value` (a contiguous buffer; copied) under `key`. Returns the commit's sequence."""
+    def put(self, key, value, *, ttl=None):
+        """Keep `value` (a contiguous buffer; copied) under `key`. Returns the commit's sequence.
+
+        ttl: after so many seconds the key is missing again, for everybody; None: never.
+        """
         cdef Py_ssize_t key_size
         cdef const char *c_key = _key(key, &key_size)
         cdef uint64_t sequence = 0
         cdef ds_status status
+        if ttl is not None:
+            return _put_expiring(self, key, value, _ttl_ns(ttl))
         if PyBytes_CheckExact(value) and PyBytes_GET_SIZE(value) < LARGE:
             status = ds_try_put(self.handle, DS_USER, c_key, key_size, PyBytes_AS_STRING(value),
                                 PyBytes_GET_SIZE(value), &sequence)
@@ -480,7 +512,15 @@ cdef class Store:
         raise _error(status)
 
     def __len__(self):
-        return self.stats()["keys"]
+        cdef uint64_t count = 0
+        cdef ds_status status
+        self.calls += 1
+        with nogil:
+            status = ds_count(self.handle, DS_USER, &count)
+        self.calls -= 1
+        if status != DS_OK:
+            raise _error(status)
+        return count
 
     def _get(self, int keyspace, key):
         """(value, sequence) of a key of any keyspace, or None if it is missing."""
@@ -600,6 +640,8 @@ cdef class Store:
             "dropped_segments": stats.dropped_segments,
             "waits": stats.waits,
             "verified_bytes": stats.verified_bytes,
+            "expired_keys": stats.expired_keys,
+            "clock_ns": stats.clock_ns,
         }
 
     # Without the GIL. A call counts itself before it looks at the handle and close() takes the handle away before it looks
@@ -841,7 +883,7 @@ cdef class Batch:
         self.room = room
         return 0
 
-    cdef int _add(self, ds_change_kind kind, int keyspace, key, bytes value, expected) except -1:
+    cdef int _add(self, ds_change_kind kind, int keyspace, key, bytes value, expected, uint64_t ttl_ns=0) except -1:
         cdef Py_ssize_t key_size
         cdef const char *c_key = _key(key, &key_size)
         cdef ds_change *change
@@ -863,13 +905,18 @@ cdef class Batch:
         change.key_size = key_size
         change.value = PyBytes_AS_STRING(value)
         change.value_size = PyBytes_GET_SIZE(value)
+        change.ttl_ns = ttl_ns
         self.count += 1
         self.bytes += PyBytes_GET_SIZE(value)
         return 0
 
-    def put(self, key, value, int keyspace=DS_USER, expected=None):
-        """Keep `value` under `key`; with `expected`, only if the key is at that sequence (0: missing)."""
-        self._add(DS_PUT, keyspace, key, value if PyBytes_CheckExact(value) else _as_bytes(value), expected)
+    def put(self, key, value, int keyspace=DS_USER, expected=None, *, ttl=None):
+        """Keep `value` under `key`; with `expected`, only if the key is at that sequence (0: missing).
+
+        ttl: so many seconds after the commit the key is missing again; None: never.
+        """
+        cdef uint64_t ttl_ns = 0 if ttl is None else _ttl_ns(ttl)
+        self._add(DS_PUT, keyspace, key, value if PyBytes_CheckExact(value) else _as_bytes(value), expected, ttl_ns)
 
     def delete(self, key, int keyspace=DS_USER, expected=None):
         """Forget `key`; a missing one is fine."""

@@ -36,9 +36,12 @@ _T = TypeVar("_T")
 _RAISE: Any = object()
 
 
-def kvs_write(key: str, value: Buffer) -> int:
-    """Puts a value into the shared store; returns the sequence of its commit."""
-    return _shared().put(key, value)
+def kvs_write(key: str, value: Buffer, *, ttl: float | None = None) -> int:
+    """Puts a value into the shared store; returns the sequence of its commit.
+
+    ttl: after so many seconds the key is missing again, for everybody; None: never.
+    """
+    return _shared().put(key, value, ttl=ttl)
 
 
 @overload
@@ -70,9 +73,11 @@ def kvs_entry(key: str) -> Entry:
     return _shared().entry(key)
 
 
-def kvs_compare_and_write(key: str, value: Buffer, expected: int) -> int:
+def kvs_compare_and_write(
+    key: str, value: Buffer, expected: int, *, ttl: float | None = None
+) -> int:
     """Writes only if the key is still at the sequence `expected` (0: is missing); else Conflict, with the real one."""
-    return _shared().compare_and_put(key, value, expected=expected)
+    return _shared().compare_and_put(key, value, expected=expected, ttl=ttl)
 
 
 def kvs_batch() -> Batch:
@@ -84,7 +89,11 @@ def kvs_batch() -> Batch:
 
 
 def kvs_update(
-    key: str, function: Callable[[Any], Buffer], *, default: bytes | None = None
+    key: str,
+    function: Callable[[Any], Buffer],
+    *,
+    default: bytes | None = None,
+    ttl: float | None = None,
 ) -> bytes:
     """Writes what `function` makes of the present value, or of `default` if there is none; returns the new value.
 
@@ -93,7 +102,7 @@ def kvs_update(
 
         kvs_update("pieces", lambda n: str(int(n) + 1).encode(), default=b"0")
     """
-    return _shared()._modify(key, function, default).value
+    return _shared()._modify(key, function, default, ttl=ttl).value
 
 
 def kvs_wait(

@@ -126,7 +126,7 @@ class Staged:
 
     def _stage(self, key: str, value: Buffer | None, options: dict[str, Any]) -> None:
         if value is not None:
-            self._store._batch().put(key, value)  # only for its errors
+            self._store._batch().put(key, value, **options)  # only for its errors
             if type(value) is not bytes:
                 value = memoryview(value).tobytes()
         self._changes[key] = value, options
@@ -238,7 +238,7 @@ class StagedBatch:
         expected: int | None = None,
         **options: Any,
     ) -> None:
-        self._staged._store._batch().put(key, value)  # only for its errors
+        self._staged._store._batch().put(key, value, **options)  # only for its errors
         copied = value if type(value) is bytes else memoryview(value).tobytes()
         self._steps.append((key, copied, expected, options))
 

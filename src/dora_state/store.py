@@ -133,19 +133,33 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
 
     # Writing
 
-    def compare_and_put(self, key: str, value: Buffer, *, expected: int) -> int:
+    def compare_and_put(
+        self, key: str, value: Buffer, *, expected: int, ttl: float | None = None
+    ) -> int:
         """Puts only if the key is at this sequence still (0: is missing); else Conflict, with the real sequence."""
         batch = self._batch()
-        batch.put(key, value, _core.USER, expected)
+        batch.put(key, value, _core.USER, expected, ttl=ttl)
         return batch.commit()
 
     def modify(
-        self, key: str, function: Callable[[Any], Buffer], *, default: bytes | None = None
+        self,
+        key: str,
+        function: Callable[[Any], Buffer],
+        *,
+        default: bytes | None = None,
+        ttl: float | None = None,
     ) -> int:
         """Puts what `function` makes of the present value, or of `default`; calls it again if another was faster."""
-        return self._modify(key, function, default).sequence
+        return self._modify(key, function, default, ttl=ttl).sequence
 
-    def _modify(self, key: str, function: Callable[[Any], Buffer], default: bytes | None) -> Entry:
+    def _modify(
+        self,
+        key: str,
+        function: Callable[[Any], Buffer],
+        default: bytes | None,
+        *,
+        ttl: float | None = None,
+    ) -> Entry:
         """modify(), and what was put."""
         while True:
             value, sequence = self._get(_core.USER, key) or (default, 0)
@@ -153,7 +167,7 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
             if type(new) is not bytes:
                 new = memoryview(new).tobytes()
             try:
-                return Entry(new, self.compare_and_put(key, new, expected=sequence))
+                return Entry(new, self.compare_and_put(key, new, expected=sequence, ttl=ttl))
             except Conflict:
                 continue
 

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define LONG_NS UINT64_C(3600000000000)
+
 static char problem[512];
 
 const char *history_problem(void) {
@@ -22,6 +24,7 @@ static void name_key(history_key *key, unsigned writer, unsigned index, unsigned
 
 void history_init(history *h, uint64_t seed, unsigned writer, unsigned keys, unsigned keyspaces, size_t value_limit) {
     *h = (history){.seed = check_mix(seed, writer), .writer = writer, .keys = keys, .value_limit = value_limit};
+    h->expiring = h->seed % 2 == 0; /* every second one */
     h->key = calloc(keys + 1, sizeof *h->key);
     h->bytes = malloc(HISTORY_CHANGES * (value_limit + 8));
     CHECK(h->key && h->bytes);
@@ -52,7 +55,8 @@ void history_free(history *h) {
 /* One change of one batch, without its bytes. */
 typedef struct plan {
     unsigned key;
-    bool is_put;
+    bool is_put; /* and is to be seen */
+    uint64_t ttl_ns;
     size_t size;
     uint64_t content; /* seed of the bytes */
 } plan;
@@ -75,6 +79,7 @@ static size_t plan_batch(const history *h, uint64_t batch, plan plans[HISTORY_CH
         p->is_put = i == marker || check_below(&random, 4) > 0;
         p->size = i == marker ? sizeof batch : plan_size(h, &random);
         p->content = check_random(&random);
+        p->ttl_ns = h->expiring && i != marker && p->content % 3 == 0 ? (p->is_put ? LONG_NS : 1) : 0;
     }
     return count;
 }
@@ -105,11 +110,13 @@ size_t history_make(history *h, uint64_t batch, ds_change changes[HISTORY_CHANGE
     unsigned char *bytes = h->bytes;
     for (size_t i = 0; i < count; i++) {
         const history_key *key = &h->key[plans[i].key];
-        changes[i] = (ds_change){.kind = plans[i].is_put ? DS_PUT : DS_DELETE,
+        bool is_put = plans[i].is_put || plans[i].ttl_ns > 0;
+        changes[i] = (ds_change){.kind = is_put ? DS_PUT : DS_DELETE,
                                  .keyspace = key->keyspace,
                                  .key = key->name,
-                                 .key_size = key->size};
-        if (!plans[i].is_put)
+                                 .key_size = key->size,
+                                 .ttl_ns = plans[i].ttl_ns};
+        if (!is_put)
             continue;
         changes[i].value_size = plans[i].size;
         changes[i].value = plans[i].key == h->keys ? (const void *)&h->number : bytes;

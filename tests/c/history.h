@@ -36,6 +36,8 @@ typedef struct history {
     unsigned keys; /* the marker is one more, at keys[keys] */
     size_t value_limit;
     uint64_t batch; /* the state is that after this batch */
+    bool
+        expiring; /* some keys expire: a delete may be a put that expires at once, a put one that expires after the test */
     history_key *key;
     unsigned char *bytes; /* values of the batch made last */
     uint64_t number;      /* the marker's value in it */

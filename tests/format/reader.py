@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,9 @@ from pathlib import Path
 MAGIC = bytes.fromhex("8b44535441540d0a")
 HEADER, FRAME, RECORD, FLOOR = 128, 24, 40, 32
 COMMIT, RELOCATE, HEAD = 1, 2, 3
-PUT, TOMBSTONE, BLOB, START = 1, 2, 3, 4
+PUT, TOMBSTONE, BLOB, START, EXPIRING, EXPIRING_BLOB = 1, 2, 3, 4, 9, 11
+OPS = (PUT, TOMBSTONE, BLOB, START, EXPIRING, EXPIRING_BLOB)
+MAY_EXPIRE = 1  # in a segment's incompat
 MARK = 0xD57A
 ONES = 0xFFFFFFFF
 LARGEST_KEY = 65535
@@ -85,12 +88,20 @@ def align8(size: int) -> int:
 
 
 @dataclass
+class Expiry:
+    deadline: int
+    written: int
+    wall_ahead_s: int
+
+
+@dataclass
 class Record:
     offset: int
-    op: int
+    op: int  # without the expiry
     keyspace: int
     key: bytes
-    value: bytes
+    value: bytes  # without the expiry
+    expiry: Expiry | None
     sequence: int
     previous: int
     hash: int
@@ -124,6 +135,7 @@ class Segment:
     before_crc: int
     crc: int
     seed: int
+    may_expire: bool
     frames: list[Frame] = field(default_factory=list)
 
     @property
@@ -170,7 +182,7 @@ def parse_segment(data: bytes, base: int) -> Segment:
     version, _, _, incompat = struct.unpack_from("<4I", data, 8)
     if version == 0:
         raise DamagedError(f"segment {base:#x}: half a header")
-    if version != 1 or incompat:
+    if version != 1 or incompat & ~MAY_EXPIRE:
         raise UnknownFormatError(f"segment {base:#x}: version {version}, features {incompat:#x}")
     if struct.unpack_from("<I", data, 124)[0] != crc(ONES, data[:124]):
         raise DamagedError(f"segment {base:#x}: the header's crc is wrong")
@@ -185,7 +197,18 @@ def parse_segment(data: bytes, base: int) -> Segment:
     seed = crc(ONES, uuid, u64(salt), u64(base))
     own_crc = struct.unpack_from("<I", data, 124)[0]
     segment = Segment(
-        base, size, data, uuid, first, b_base, b_end, b_sequence, b_crc, own_crc, seed
+        base,
+        size,
+        data,
+        uuid,
+        first,
+        b_base,
+        b_end,
+        b_sequence,
+        b_crc,
+        own_crc,
+        seed,
+        bool(incompat & MAY_EXPIRE),
     )
     parse_frames(segment)
     return segment
@@ -244,7 +267,7 @@ def parse_record(segment: Segment, offset: int, limit: int) -> Record | None:
     length = RECORD + align8(key_size) + align8(value_size)
     if key_size > LARGEST_KEY or length > limit - offset:
         return None
-    if op not in (PUT, TOMBSTONE, BLOB, START) or keyspace > 1:
+    if op not in OPS or keyspace > 1:
         return None
     start = crc(segment.seed, u64(offset), bytes(8) + header[8:38] + bytes(2))
     body = segment.data[at + RECORD : at + length]
@@ -255,7 +278,19 @@ def parse_record(segment: Segment, offset: int, limit: int) -> Record | None:
     key, value = body[:key_size], body[align8(key_size) : align8(key_size) + value_size]
     if any(body[key_size : align8(key_size)]) or any(body[align8(key_size) + value_size :]):
         return None
-    return Record(offset, op, keyspace, key, value, sequence, previous, own_hash, length)
+    expiry = None
+    if op in (EXPIRING, EXPIRING_BLOB):
+        if not segment.may_expire or len(value) < 24:
+            return None
+        op, expiry, value = op - 8, parse_expiry(value[:24]), value[24:]
+    return Record(offset, op, keyspace, key, value, expiry, sequence, previous, own_hash, length)
+
+
+def parse_expiry(data: bytes) -> Expiry:
+    deadline, written, wall_ahead_s, own_crc = struct.unpack("<QQiI", data)
+    if own_crc != crc(ONES, data[:20]):
+        raise DamagedError("the crc of an expiry is wrong")
+    return Expiry(deadline, written, wall_ahead_s)
 
 
 def read_floor(path: Path, uuid: bytes) -> tuple[int, bool]:
@@ -343,27 +378,40 @@ def check_start(segments: list[Segment]) -> None:
     base = segments[0].base
     heads = [
         struct.unpack("<Q", record.value)[0]
-        for segment in segments
-        for frame in segment.frames
-        for record in frame.records
+        for record in records_of(segments)
         if record.op == START
     ]
     if base and max(heads, default=0) < base:
         raise DamagedError(f"the log begins at {base:#x}, and no HEAD says so")
 
 
+def records_of(segments: list[Segment]) -> Iterator[Record]:
+    for segment in segments:
+        for frame in segment.frames:
+            yield from frame.records
+
+
+def clock(segments: list[Segment]) -> int:
+    """What time it is for who has only the files."""
+    expiries = [record.expiry for record in records_of(segments) if record.expiry]
+    if not expiries:
+        return 0
+    last = max(expiries, key=lambda expiry: expiry.written)
+    advanced = time.time_ns() - last.written - last.wall_ahead_s * 10**9
+    return last.written + max(1, advanced)  # the commit was made before anybody could read it
+
+
 def replay(
     directory: Path, segments: list[Segment]
 ) -> tuple[dict[bytes, Entry], dict[bytes, Entry]]:
     state: tuple[dict[bytes, Entry], dict[bytes, Entry]] = ({}, {})
-    for segment in segments:
-        for frame in segment.frames:
-            for record in frame.records:
-                keys = state[record.keyspace]
-                if record.op == TOMBSTONE:
-                    keys.pop(record.key, None)
-                elif record.op in (PUT, BLOB):
-                    keys[record.key] = Entry(record.value, record.sequence)
+    now = clock(segments)
+    for record in records_of(segments):
+        keys = state[record.keyspace]
+        if record.op == TOMBSTONE or (record.expiry and record.expiry.deadline <= now):
+            keys.pop(record.key, None)
+        elif record.op in (PUT, BLOB):
+            keys[record.key] = Entry(record.value, record.sequence)
     for record in blobs_of(segments, state):
         state[record.keyspace][record.key].value = read_blob(directory, record.value)
     return state
@@ -373,13 +421,16 @@ def blobs_of(
     segments: list[Segment], state: tuple[dict[bytes, Entry], dict[bytes, Entry]]
 ) -> Iterator[Record]:
     """The newest record of each key whose value is a blob."""
-    newest: dict[tuple[int, bytes], Record] = {}
-    for segment in segments:
-        for frame in segment.frames:
-            for record in frame.records:
-                if record.op != START:
-                    newest[record.keyspace, record.key] = record
-    return (record for record in newest.values() if record.op == BLOB)
+    newest = {
+        (record.keyspace, record.key): record
+        for record in records_of(segments)
+        if record.op != START
+    }
+    return (
+        record
+        for record in newest.values()
+        if record.op == BLOB and record.key in state[record.keyspace]
+    )
 
 
 def read_blob(directory: Path, reference: bytes) -> bytes:

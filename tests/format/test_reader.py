@@ -18,9 +18,9 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 SEEDS = range(int(os.environ.get("DORA_STATE_HISTORIES", "12")))
 
 
-def live_through(path: Path, seed: int, steps: int) -> Store:
-    """Random puts, deletes, batches in both keyspaces, reopening. Whoever drops the result closes the
-    store."""
+def live_through(path: Path, seed: int, steps: int, *, expiring: bool = True) -> Store:
+    """Random puts, some with a time to live, deletes, batches in both keyspaces, reopening. Whoever drops the result
+    closes the store."""
     rng = random.Random(seed)
     keys = [f"k{i}" + "ä" * (i * 5 % 23) for i in range(rng.randrange(3, 40))]
     store = Store(str(path))
@@ -32,7 +32,8 @@ def live_through(path: Path, seed: int, steps: int) -> Store:
                 if rng.random() < 0.25:
                     batch.delete(key, keyspace)
                 else:
-                    batch.put(key, rng.randbytes(rng.randrange(size + 1)), keyspace)
+                    ttl = rng.choice((None, None, None, 1e-9, 3600)) if expiring else None
+                    batch.put(key, rng.randbytes(rng.randrange(size + 1)), keyspace, ttl=ttl)
         if rng.random() < 0.03:
             store.close()
             store = Store(str(path))
@@ -126,7 +127,7 @@ def test_a_large_value_is_a_blob(tmp_path: Path) -> None:
 
 def test_what_one_calls_damaged_the_other_does_too(tmp_path: Path) -> None:
     path = tmp_path / "store"
-    live_through(path, 5, 8).close()
+    live_through(path, 5, 8, expiring=False).close()
     reboot(path)
     (segment,) = path.glob("*.log")
     whole, end = segment.read_bytes(), reader.read_log(path).end
