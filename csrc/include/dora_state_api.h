@@ -62,7 +62,11 @@ extern "C" {
     X(stats_read)                                                                                                      \
     X(verify)                                                                                                          \
     X(repair)                                                                                                          \
-    X(exchange)
+    X(exchange)                                                                                                        \
+    X(put_expiring)                                                                                                    \
+    X(try_commit)                                                                                                      \
+    X(cursor_peek)                                                                                                     \
+    X(count)
 
 struct ds_api {
     uint32_t version; /* DS_API_VERSION of the engine */

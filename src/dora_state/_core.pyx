@@ -535,6 +535,19 @@ cdef class Store:
             return None
         raise _error(status)
 
+    def _view(self, int keyspace, key):
+        """(view, sequence) of a key of any keyspace, or None if it is missing."""
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = _key(key, &key_size)
+        cdef _Pinned pinned = _Pinned.__new__(_Pinned)
+        cdef ds_status status = ds_get(self.handle, <uint8_t>keyspace, c_key, key_size, &pinned.value)
+        if status == DS_OK:
+            return memoryview(pinned), pinned.value.sequence
+        pinned.value.owner = NULL
+        if status == DS_MISSING:
+            return None
+        raise _error(status)
+
     def _scan(self, int keyspace, *, bint views=False):
         """Iterates over (key, value, sequence) of a keyspace as it stood when the iteration began.
 

@@ -32,11 +32,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from . import membership, run_record
 from ._core import Store
 from .errors import FormatError, NotAStoreError, OperatorError
-from .lockfile import LockFile
+from .lockfile import LockFile, peek
 from .membership import Membership
 
 log = logging.getLogger(__name__)
@@ -181,6 +182,37 @@ def prepare(root: Path, *stores: str) -> None:
             _write_tag(root)
 
 
+def examine(root: Path) -> None:
+    """Refuses what is not a state directory of this version, or cannot be read. Writes nothing."""
+    try:
+        tag = _read_tag(root)
+    except OSError as error:
+        raise OperatorError(
+            f"cannot read the state in {root}: {_sentence(error)}; give a state directory of your own"
+        ) from error
+    if tag is None:
+        what = "is not a state directory" if root.exists() else "is not there"
+        raise OperatorError(f"{root} {what}; give the directory that a dataflow keeps its state in")
+    _check_format(root, tag)
+
+
+def nodes(root: Path) -> list[tuple[str, str]]:
+    """Who has a private store in a state directory: (directory, node id), by node id."""
+    found = []
+    for path in root.iterdir():
+        if path.is_dir() and path.name != "shared" and "." not in path.name:
+            node = peek(root / f"{path.name}.lock").get("node_id")
+            found.append((path.name, str(node) if node is not None else unquote(path.name)))
+    return sorted(found, key=lambda pair: pair[1])
+
+
+def starts_empty(root: Path, name: str) -> bool:
+    """Whether the next run starts without what is in this store now, unless it is told to keep it."""
+    if name == "shared":
+        return membership.starts_empty(root)
+    return peek(root / f"{name}.lock").get("ended") == "clean"
+
+
 def _check_root(root: Path) -> bool:
     """Refuses a directory that this process must not or cannot use; returns whether it is known to be ours."""
     tag = _read_tag(root)
@@ -193,13 +225,18 @@ def _check_root(root: Path) -> bool:
             raise OperatorError(
                 f"{root} is not a state directory of dora-state: it holds {foreign[0]!r}; {_ELSEWHERE}"
             )
-    if tag is not None and tag.get("format") != FORMAT:
+    if tag is not None:
+        _check_format(root, tag)
+    _check_access(root, "state directory")
+    return tag is not None
+
+
+def _check_format(root: Path, tag: dict[str, Any]) -> None:
+    if tag.get("format") != FORMAT:
         raise OperatorError(
             f"the state directory {root} has format {tag.get('format', 'unknown')!r}, this version"
             f" knows {FORMAT}; use the dora-state that wrote it, or {_ELSEWHERE}"
         )
-    _check_access(root, "state directory")
-    return tag is not None
 
 
 def _check_store(path: Path) -> None:

@@ -19,6 +19,22 @@ _POLL_S = 0.01
 _RECORD_BYTES = 4096
 
 
+def peek(path: Path) -> dict[str, Any]:
+    """The record of a lock file, which is neither made nor locked for that; empty if there is none."""
+    try:
+        return _parse(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(data)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
 class LockFile:
     """One open lock file. Closing it, or the end of the process, gives the lock back."""
 
@@ -42,11 +58,7 @@ class LockFile:
 
     def read(self) -> dict[str, Any]:
         """The record; empty if there is none or it cannot be read, as after a power loss while it was written."""
-        try:
-            record = json.loads(os.pread(self._descriptor, 1 << 20, 0))
-        except ValueError:
-            return {}
-        return record if isinstance(record, dict) else {}
+        return _parse(os.pread(self._descriptor, 1 << 20, 0))
 
     def write(self, record: dict[str, Any]) -> None:
         """Replaces the record, durably. Only under the exclusive lock.

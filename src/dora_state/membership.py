@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ._core import RUNTIME, USER, Store
 from .errors import OperatorError
-from .lockfile import LockFile
+from .lockfile import LockFile, peek
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,11 @@ def _lock(root: Path) -> LockFile:
             " see who holds it with `fuser`"
         )
     return lock
+
+
+def starts_empty(root: Path) -> bool:
+    """Whether the next run will empty the shared store under `root`, as it stands."""
+    return _ended_cleanly(peek(root / "shared.lock"))
 
 
 def _ended_cleanly(record: dict[str, object]) -> bool:

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,29 @@ def find(name: str) -> Path | None:
             return _read(parent, name)
     except OSError:
         return None
+
+
+class Run(NamedTuple):
+    """A run that is on record."""
+
+    name: str
+    state_dir: Path
+    since: float
+    """when it was noted: seconds since 1970"""
+
+
+def runs() -> list[Run]:
+    """All runs on record, the latest first. A run may be long over, and its state gone."""
+    found = []
+    try:
+        with _opened(create=False) as parent:
+            for name in os.listdir(parent):
+                record = _record(parent, name) if not name.startswith(".") else {}
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    found.append(Run(name, Path(record["state_dir"]), float(record["since"])))
+    except OSError:
+        return []
+    return sorted(found, key=lambda run: run.since, reverse=True)
 
 
 def publish(name: str, state_dir: Path) -> Path:
@@ -75,14 +98,22 @@ def _opened(create: bool) -> Iterator[int]:
 
 def _read(parent: int, name: str) -> Path | None:
     try:
+        return Path(_record(parent, name)["state_dir"])
+    except (KeyError, TypeError):
+        return None
+
+
+def _record(parent: int, name: str) -> dict[str, Any]:
+    try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except FileNotFoundError:
-        return None
+        return {}
     with open(descriptor, "rb") as file:
         try:
-            return Path(json.load(file)["state_dir"])
-        except (ValueError, KeyError, TypeError):
-            return None
+            record = json.load(file)
+        except ValueError:
+            return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _write(parent: int, name: str, record: dict[str, Any]) -> None:

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import click
 
+from .failure import OutputGone
+
 # In the order of the help: running, looking, changing, the files.
-COMMANDS = ("run",)
+COMMANDS = (
+    "run",
+    "list",
+    "get",
+    "watch",
+    "stats",
+    "put",
+    "delete",
+    "verify",
+    "repair",
+    "compact",
+    "export",
+    "import",
+)
+_TAKEN = {"list": "list_", "import": "import_"}  # names that mean something in Python
 
 
 class Commands(click.Group):
@@ -16,10 +33,16 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise OutputGone from error
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        name = cmd_name.replace("-", "_")
+        name = _TAKEN.get(cmd_name, cmd_name.replace("-", "_"))
         command = getattr(importlib.import_module(f".{name}", __package__), name)
         assert isinstance(command, click.Command)
         return command

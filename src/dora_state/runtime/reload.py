@@ -14,13 +14,9 @@ from typing import Any
 
 
 def replace(
-    module: ModuleType,
-    old: Any,
-    load: Callable[[str], ModuleType],
-    accept: Callable[[Any], None] = lambda operator: None,
+    module: ModuleType, old: Any, load: Callable[[str], ModuleType]
 ) -> tuple[ModuleType, Any]:
-    """The new module and the new operator; `load` imports the file under a name, and
-    `accept` may refuse the new operator by raising.
+    """The new module and the new operator; `load` imports the file under a name.
 
     Raises whatever the new code raises; `old` and its module are then as they were.
     """
@@ -28,9 +24,8 @@ def replace(
     carried = old.__dict__
     try:
         new_module = load(name)
-        new = getattr(new_module, type(old).__name__)()
+        new = new_module.Operator()
         new.__dict__ = carried
-        accept(new)
     except BaseException:
         sys.modules[name] = module
         raise

@@ -46,8 +46,7 @@ class Worker:
         self.outputs: ArenaFile | None = None  # where it puts large outputs
         self.pid = 0  # told with IMPORTED
         self.pidfd: int | None = None
-        self.born_with: tuple[int, ...] | None = None  # the signature of the operator's file then
-        self.signature: tuple[int, ...] | None = None  # the same, as it was imported
+        self.signature: tuple[int, ...] | None = None  # of the operator's file, once imported
         self.ready: dict[str, Any] = {}  # what READY told
         self.is_ready = False
         self.commits = 0
@@ -228,17 +227,12 @@ class Workers:
 
     def _is_current(self, spare: Worker) -> bool:
         """Whether the operator's file is still what the spare has imported."""
-        now = self._file_signature()
-        if now is None:
-            return True  # the file is gone: better an operator than none
-        # One that is just importing may have read the file before a change since its birth.
-        return now == (spare.signature or spare.born_with)
-
-    def _file_signature(self) -> tuple[int, ...] | None:
+        if spare.signature is None:
+            return True  # it is being imported just now
         try:
-            return worker.file_signature(str(self._operator))
+            return worker.file_signature(str(self._operator)) == spare.signature
         except OSError:
-            return None
+            return True  # the file is gone: better an operator than none
 
     def wants_spare(self) -> bool:
         return self._has_spare and self._spare is None and not self.closing
@@ -251,7 +245,6 @@ class Workers:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         new = Worker(next(self._tokens), ours)
-        new.born_with = self._file_signature()
         with theirs, contextlib.suppress(OSError):  # a dead zygote is noticed and replaced
             self._zygote.spawn(new.token, theirs, new.lifeline.fileno(), late=self._imports_late)
         new.lifeline.close_memfd()

@@ -1,0 +1,37 @@
+"""dora-state get: one value."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from . import output, places, text, values
+from .places import Place
+
+_CHUNK = 1 << 20
+
+
+@click.command()
+@click.argument("key", shell_complete=places.complete_key)
+@click.option("--raw", is_flag=True, help="The bytes as they are, also on a terminal.")
+@click.option("-e", "--escaped", is_flag=True, help="KEY is written as `list` shows it.")
+@output.format_option
+@places.store_options
+def get(place: Place, key: str, raw: bool, escaped: bool, style: str) -> None:
+    """Show the value of KEY: decoded on a terminal; its bytes, unchanged, into a file or a pipe."""
+    name = places.key_of(key, escaped)
+    with places.existing(place).read() as store:
+        value, sequence = places.entry(place, store, name)
+        if style == "json":
+            decoded = values.decode(value)
+            record = places.record(text.of_key(name), value, sequence)
+            content = values.plain(decoded.content)
+            output.json_line({**record, "type": decoded.kind, "value": content})
+        elif raw or not sys.stdout.isatty():
+            for at in range(0, len(value), _CHUNK):
+                sys.stdout.buffer.write(value[at : at + _CHUNK])
+            sys.stdout.buffer.flush()
+        else:
+            for row in values.lines(values.decode(value)):
+                click.echo(row)
