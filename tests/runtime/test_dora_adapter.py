@@ -166,6 +166,49 @@ def test_events_go_in_and_outputs_come_out_in_threads_of_their_own(flow):
     assert flow.run(script) == 0
 
 
+# As dora 1.1 gives them: `kind` and `type` always, the rest by type.
+EVENTS = [
+    {
+        "type": "INPUT",
+        "id": "in",
+        "value": b"1",
+        "metadata": {"k": 1, "open_telemetry_context": ""},
+    },
+    {"type": "INPUT_CLOSED", "id": "in"},
+    {"type": "INPUT_RECOVERED", "id": "in"},
+    {"type": "NODE_RESTARTED", "id": "other"},
+    {"type": "NODE_FAILED", "id": "other", "error": "it broke", "source_node_id": "other"},
+    {"type": "PARAM_UPDATE", "key": "gain", "value": 3.5},
+    {"type": "PARAM_DELETED", "key": "gain"},
+    {"type": "RELOAD", "id": None},
+    {"type": "ERROR", "error": "the event could not be read"},
+    {"type": "STOP", "id": "MANUAL"},
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event["type"])
+def test_every_type_of_event_reaches_the_operator_as_dora_gives_it(flow, event):
+    """Also when the worker that has it is killed, and another gets it."""
+    source = """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("sum", repr(event).encode())
+                return 0
+    """
+    event = {"kind": "dora", **event}
+
+    def script(node: FakeNode) -> None:
+        node.events.put(dict(event))
+        (text,) = node.take(1)
+        assert eval(text) == {**event, "attempt": 2}
+        if event["type"] != "STOP":
+            node.stop()
+            assert "STOP" in node.take(1)[0]
+
+    flow._monkeypatch.setenv("DORA_STATE_KILL", "after-output@1")
+    assert flow.run(script, source=source) == 0
+
+
 def test_the_node_is_built_after_init_and_restore(flow):
     """From then on dora's queue fills; built earlier, it overflowed while a model was loaded."""
     restored = flow.folder / "restored"

@@ -62,6 +62,7 @@ class Account:
         self.since = time.time()
         self.restarts = 0
         self.replayed = 0  # events handed out again
+        self.unreplayed = 0  # outputs sent outside of a handler
         self.conflicts = 0  # handlers run again because the shared store had changed under them
         self.restart_ms: deque[float] = deque(maxlen=RESTART_TIMES_KEPT)
         self.restore_counts = [0] * (len(RESTORE_BOUNDS_MS) + 1)
@@ -129,6 +130,7 @@ class Account:
             ],
             "replayed": self.replayed,
             "last_rollback": self.last_rollback,
+            "unreplayed": self.unreplayed,
             "conflicts": self.conflicts,
             "last_crash": dict(self.last_crash) if self.last_crash is not None else None,
         }

@@ -484,6 +484,8 @@ class Supervisor:
 
     def _on_output(self, output: Output) -> None:
         if output.number == 0:
+            if output.id not in self.config.immediate:
+                self.account.unreplayed += 1
             self._send(output)
         elif self._in_flight is not None and output.number == self._in_flight.number:
             self._held.append(output)

@@ -407,13 +407,14 @@ class Worker:
         number = 0  # outside a handler: leaves at once
         if isinstance(stage, Stage) and stage.is_open and stage.number:
             if output_id not in self._immediate:
-                stage.output_bytes += encoded.size_bytes
-                if stage.output_bytes > HELD_OUTPUT_BYTES:
+                held = stage.output_bytes + encoded.size_bytes
+                if held > HELD_OUTPUT_BYTES:
                     raise TooLarge(
                         f"the outputs of one event exceed {HELD_OUTPUT_BYTES >> 20} MiB; "
                         f"declare {output_id!r} as an immediate output, or send less per event"
                     )
                 number = stage.number
+                stage.output_bytes = held
                 stage.outputs += 1
             killpoint.reach("output", stage.number)
             if killpoint.is_set("torn-output", stage.number):
