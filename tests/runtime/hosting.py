@@ -218,6 +218,14 @@ def wait_gone(pid: int) -> bool:
         os.close(fd)
 
 
+def wait_stopped(pid: int) -> None:
+    """Wait until a process has stopped itself. Polled: only its parent is told."""
+    deadline = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline, "it did not stop"
+        time.sleep(0.002)
+
+
 def wait_file(path: Path) -> str:
     """Wait until a file written by another process is there and ends in a newline.
 

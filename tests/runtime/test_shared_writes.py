@@ -8,11 +8,10 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
-from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger, wait_gone
+from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger, wait_gone, wait_stopped
 
 from dora_state import Store
 from dora_state._core import RUNTIME
@@ -331,14 +330,6 @@ def test_the_next_host_finishes_or_discards_what_the_last_one_left(
     hosted.finish()
     assert hosted.step().number == 3, "a number is never given twice"
     assert read(shared)["count"] == hosted.state()["count"] == b"%d" % (handled + 1)
-
-
-def wait_stopped(pid: int) -> None:
-    """Wait until a process has stopped itself. Polled: only its parent is told."""
-    deadline = time.monotonic() + PATIENCE_S
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        assert time.monotonic() < deadline, "it did not stop"
-        time.sleep(0.002)
 
 
 # A stale worker, without processes: all that it could still do between two steps.
