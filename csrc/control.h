@@ -133,6 +133,10 @@ struct ds_control {
 
     _Alignas(64) _Atomic uint32_t wake[DS_WAKE_WORDS]; /* wait.c */
     _Atomic uint32_t wake_prefix;
+
+    _Alignas(64) _Atomic uint32_t turn; /* turn.c: whose it is, by its token; 0: nobody's */
+    _Atomic uint64_t turn_key;          /* hash of the key */
+    _Atomic uint64_t turn_until_ns;     /* CLOCK_MONOTONIC */
 };
 static_assert(sizeof(struct ds_control) <= DS_CONTROL_BYTES, "the control page is one page");
 

@@ -198,6 +198,15 @@ void ds_changes_close(ds_changes *changes);
 ds_status ds_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, bool prefix, uint64_t after,
                   int64_t timeout_ms, uint64_t *sequence);
 
+/* For who reads a key, thinks, and writes with `expected`, again and again until nobody was faster. Each such try begins with
+ * ds_turn_wait(), which returns when nobody else has a turn at the key, at once as a rule. After some lost races, ds_turn_take()
+ * asks for one, so that the others wait: *token, 0 at first, is not 0 when it was given. It ends with ds_turn_end(), or by
+ * itself. Nothing but courtesy: no other call looks at it. */
+void ds_turn_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint32_t token);
+ds_status ds_turn_take(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint32_t milliseconds,
+                       uint32_t *token);
+void ds_turn_end(ds_store *store, uint32_t token);
+
 /* Drops all that is overwritten or deleted, as far as whole segments go. Compaction runs by itself; this is for a small
  * directory before a copy. */
 ds_status ds_compact(ds_store *store);

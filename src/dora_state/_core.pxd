@@ -138,6 +138,11 @@ cdef extern from "dora_state.h" nogil:
     ds_status ds_fence(ds_store *store, uint64_t incarnation, uint64_t *sequence)
     ds_status ds_sync(ds_store *store)
 
+    void ds_turn_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint32_t token)
+    ds_status ds_turn_take(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint32_t milliseconds,
+                           uint32_t *token)
+    void ds_turn_end(ds_store *store, uint32_t token)
+
     ctypedef struct ds_stats:
         uint64_t keys[2]
         uint64_t live_bytes

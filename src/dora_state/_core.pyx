@@ -18,7 +18,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from cpython.unicode cimport PyUnicode_Check, PyUnicode_DecodeUTF8
-from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from "Python.h":
@@ -443,6 +443,27 @@ cdef class Store:
             PyErr_CheckSignals()
             if self.handle is NULL:
                 raise errors.StoreClosed(f"{self.path}: the store was closed during a wait")
+
+    def _turn_wait(self, key, uint32_t token):
+        """Wait while somebody else has a turn at `key`: see turn.c."""
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = _key(key, &key_size)
+        self.calls += 1
+        with nogil:
+            ds_turn_wait(self.handle, DS_USER, c_key, key_size, token)
+        self.calls -= 1
+
+    def _turn_take(self, key, double seconds, uint32_t token):
+        """Ask for a turn at `key`, or for more of it; returns its token, 0 if somebody else has one."""
+        cdef Py_ssize_t key_size
+        cdef const char *c_key = _key(key, &key_size)
+        cdef ds_status status = ds_turn_take(self.handle, DS_USER, c_key, key_size, <uint32_t>(seconds * 1000), &token)
+        if status != DS_OK:
+            raise _error(status)
+        return token
+
+    def _turn_end(self, uint32_t token):
+        ds_turn_end(self.handle, token)
 
     def changes(self, *, unsigned long long after=0):
         """Iterates over the commits after the sequence `after`, in order, as (sequence, {key: value or None}).

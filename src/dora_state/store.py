@@ -5,6 +5,7 @@ The fast calls (put, get, delete, view, [], in, len) are the engine's own method
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _RAISE: Any = object()
 Batch = _core.Batch
+# modify(): after so many lost races it asks for a turn, as long as four times its function took, within these limits.
+_LOST_RACES = 8
+_TURN_S, _TURN_LIMIT_S = 0.05, 1.0
 _SLICE_S = 0.1  # of a wait; a cancelled one ends with it
 
 
@@ -149,7 +153,11 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
         default: bytes | None = None,
         ttl: float | None = None,
     ) -> int:
-        """Puts what `function` makes of the present value, or of `default`; calls it again if another was faster."""
+        """Puts what `function` makes of the present value, or of `default`; calls it again if another was faster.
+
+        Nobody is outrun for ever: after some lost races other calls of `modify` for the key wait until this one is
+        done, for a second at most.
+        """
         return self._modify(key, function, default, ttl=ttl).sequence
 
     def _modify(
@@ -161,15 +169,27 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
         ttl: float | None = None,
     ) -> Entry:
         """modify(), and what was put."""
-        while True:
-            value, sequence = self._get(_core.USER, key) or (default, 0)
-            new = function(value)
-            if type(new) is not bytes:
-                new = memoryview(new).tobytes()
-            try:
-                return Entry(new, self.compare_and_put(key, new, expected=sequence, ttl=ttl))
-            except Conflict:
-                continue
+        turn = 0
+        try:
+            for tries in itertools.count(1):
+                self._turn_wait(key, turn)
+                began = time.monotonic()
+                value, sequence = self._get(_core.USER, key) or (default, 0)
+                new = function(value)
+                if type(new) is not bytes:
+                    new = memoryview(new).tobytes()
+                try:
+                    return Entry(new, self.compare_and_put(key, new, expected=sequence, ttl=ttl))
+                except Conflict:
+                    if tries % _LOST_RACES == 0:
+                        took = time.monotonic() - began
+                        turn = self._turn_take(
+                            key, min(max(_TURN_S, 4 * took), _TURN_LIMIT_S), turn
+                        )
+            raise AssertionError("unreachable")
+        finally:
+            if turn:
+                self._turn_end(turn)
 
     def clear(self) -> None:
         """Deletes all keys in one commit."""

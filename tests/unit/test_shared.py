@@ -7,6 +7,7 @@ import multiprocessing
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -147,6 +148,49 @@ def test_no_update_of_several_processes_is_lost():
         worker.join(WAIT_S)
         assert worker.exitcode == 0
     assert kvs_read("n") == b"1500"
+
+
+def hammer() -> None:
+    while kvs_read("stop", default=None) is None:
+        kvs_update("n", increment, default=b"0")
+
+
+def test_an_update_that_takes_long_is_not_outrun_for_ever():
+    """It loses every race, unless the others let it go first."""
+    calls = 0
+
+    def slow(value: bytes) -> bytes:
+        nonlocal calls
+        calls += 1
+        assert calls < 500, "outrun each time"
+        give_up = time.monotonic() + 0.02
+        while kvs_read("n") == value and time.monotonic() < give_up:
+            pass
+        return b"1000000"
+
+    kvs_write("n", b"0")
+    others = [SPAWN.Process(target=hammer) for _ in range(2)]
+    for other in others:
+        other.start()
+    while int(kvs_read("n")) < 1000:
+        kvs_wait("n", after=kvs_entry("n").sequence, timeout=1)
+    assert kvs_update("n", slow) == b"1000000"
+    assert calls > 1
+    kvs_write("stop", b"")
+    for other in others:
+        other.join(WAIT_S)
+    assert int(kvs_read("n")) >= 1000000
+    assert kvs._shared()._turn_take("n", 1.0, 0) != 0, "a turn was left behind"
+
+
+def test_who_dies_in_his_turn_stops_nobody():
+    store = kvs._shared()
+    token = store._turn_take("n", 0.05, 0)
+    assert token
+    assert store._turn_take("n", 0.05, 0) == 0  # it is given
+    kvs_update("n", increment, default=b"0")  # waits, but not for ever
+    kvs_update("other", increment, default=b"0")
+    assert store._turn_take("n", 0.05, 0) not in (0, token)
 
 
 # Waiting
