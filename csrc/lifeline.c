@@ -121,7 +121,7 @@ ds_status ds_lifeline_new(ds_lifeline **out, int *memfd) {
 }
 
 ds_status ds_lifeline_hold(int memfd, char **note) {
-    struct page *page;
+    struct page *page = NULL;
     ds_status status = map_page(memfd, &page);
     if (status != DS_OK)
         return status;
