@@ -68,6 +68,9 @@ static ds_status fail_file(const struct ds_directory *directory, const char *nam
     if (error == ENOSPC || error == EDQUOT) {
         status = DS_FULL;
         hint = "; what was stored before is intact; free some space and try again";
+    } else if (error == EFBIG) {
+        status = DS_TOO_LARGE;
+        hint = "; nothing was written: split the value, or use a file system with a higher limit";
     } else if (error == ENOMEM) {
         status = DS_NO_MEMORY;
     } else if (error == EMFILE || error == ENFILE) {
@@ -340,6 +343,10 @@ ds_status ds__os_identity(const struct ds_directory *directory, const char *name
 
 ds_status ds__os_allocate(const struct ds_directory *directory, const char *name, int fd, uint64_t size) {
     int result;
+    if (size > INT64_MAX) {
+        errno = EFBIG;
+        return fail_file(directory, name, "allocate");
+    }
     do
         /* The raw call: glibc's posix_fallocate emulates it where it is missing, by writes that race with others. */
         result = CALL(-1, (int)syscall(SYS_fallocate, fd, 0, (off_t)0, (off_t)size));

@@ -51,10 +51,10 @@ METHODS = [
     ),
     Method(
         "every-store",
-        "images of a death at every store, 1,000 operations (T1)",
+        "images of a death at every store, 1,200 operations (T1)",
         300_000,
         r" images (\d+) ",
-        ("every_store 500 SEED",) * 2,
+        ("every_store 600 SEED",) * 2,
     ),
     Method(
         "bit-flips",

@@ -3,6 +3,7 @@
     package   builds sdist and wheel, the wheel from the sdist, and installs it
     lint      ruff, mypy, clang-format
     c         the C tests, warnings as errors
+    models    commit, compaction and recovery in Spin, if it is installed (models.py)
     mutants   seeded bugs in the engine: each must be noticed by a test (mutants.py)
     figures   the proofs at their full size, release builds (figures.py)
     asan      the C tests under the address and the undefined-behaviour sanitizer
@@ -30,6 +31,7 @@ sys.path[:0] = [str(REPOSITORY / "tools"), str(REPOSITORY / "tests")]
 
 import environment  # noqa: E402
 import figures  # noqa: E402
+import models  # noqa: E402
 import mutants  # noqa: E402
 
 DISTRIBUTIONS = REPOSITORY / "build" / "dist"
@@ -90,6 +92,21 @@ def tsan() -> None:
     c("tsan")
 
 
+def models_part() -> None:
+    begin = time.monotonic()
+    if not models.is_installed():
+        absent = "absent: spin is not installed (apt-get install spin), nothing was checked"
+        print(absent, flush=True)
+        ROWS.append(figures.Row("models", absent, 0))
+        return
+    try:
+        states, faults = models.run(workers=int(JOBS))
+    except models.ModelError as failure:
+        raise PartError(str(failure)) from failure
+    what = f"{states:,} states of the models (T9), 0 violations, {faults} seeded faults found"
+    ROWS.append(figures.Row("models", what, time.monotonic() - begin))
+
+
 def mutants_part() -> None:
     begin = time.monotonic()
     survivors = mutants.run()
@@ -121,6 +138,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "c": c,
     "asan": asan,
     "tsan": tsan,
+    "models": models_part,
     "mutants": mutants_part,
     "figures": figures_part,
     "python": python_tests,

@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "store.h"
 #include "store_help.h"
 
 enum { WRITERS = 3, COMMITS_EACH = 3000 };
@@ -247,6 +248,43 @@ static void a_stopped_writer_blocks_writers_only(const char *parent) {
     free(dir);
 }
 
+/* ---- I5: exec ------------------------------------------------------------------------------------------------------- */
+
+/* What this program becomes after an exec: counts what it still has open below `dir`, then opens the store anew. */
+static void live_after_exec(const char *dir) {
+    for (int fd = 3; fd < 256; fd++) {
+        char link[4096], *name = check_format("/proc/self/fd/%d", fd);
+        ssize_t size = readlink(name, link, sizeof link - 1);
+        free(name);
+        if (size < 0)
+            continue;
+        link[size] = 0;
+        CHECK(strstr(link, dir) == NULL);
+    }
+    ds_store *store = open_store(dir);
+    expect_value(store, "k", "before");
+    put(store, "k", "after exec");
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+static void exec_with_the_lock_held(void *context) {
+    ds_store *store = open_store(context);
+    put(store, "k", "before");
+    CHECK(pthread_mutex_lock(&store->control->lock.mutex) == 0);
+    execl("/proc/self/exe", "test_processes", "--after-exec", (const char *)context, (char *)NULL);
+    CHECK(!"exec");
+}
+
+/* An exec closes every descriptor of a store, unmaps it, and counts as its owner's death where it held the lock. */
+static void i5_exec_leaves_nothing_of_a_store_behind(const char *dir) {
+    check_join(check_spawn(exec_with_the_lock_held, (void *)(uintptr_t)dir));
+    ds_store *store = open_store(dir);
+    expect_value(store, "k", "after exec");
+    put(store, "k", "from another process");
+    CHECK_OK(ds_close(store));
+}
+
 /* LeakSanitizer makes a process of its own at exit(), and that one would land in the new namespace too. */
 static void skip_the_leak_checker(void) {
     fflush(NULL);
@@ -298,12 +336,17 @@ static void a_store_that_is_closed_goes_to_another_namespace(const char *dir) {
 }
 
 int main(int argc, char **argv) {
+    if (argc == 3 && strcmp(argv[1], "--after-exec") == 0) {
+        live_after_exec(argv[2]);
+        return 0;
+    }
     static const check_test tests[] = {
         TEST(a_forked_handle_refuses_and_the_parent_goes_on),
         TEST(a_child_opens_its_own_handle),
         TEST(writers_at_once_lose_and_double_nothing),
         TEST(a_reader_beside_a_writer_never_sees_half_a_batch),
         TEST(a_stopped_writer_blocks_writers_only),
+        TEST(i5_exec_leaves_nothing_of_a_store_behind),
         TEST(another_pid_namespace_is_refused_while_we_are_here),
         TEST(a_store_that_is_closed_goes_to_another_namespace),
     };
