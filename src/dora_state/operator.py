@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dora_state import _core
-from dora_state.errors import OperatorError
+from dora_state.errors import OperatorError, TooLarge
 
 
 class Stage(Protocol):
@@ -56,6 +56,8 @@ class RestoreInfo:
 
 
 restored: RestoreInfo | None = None  # set in a worker, before __init__
+KEY_BYTES = 65535  # DS_KEY_LIMIT of dora_state.h
+
 session: Session | None = None  # set in a worker, before the operator's file is imported
 stage: ContextVar[Stage | None] = ContextVar("dora_state.stage", default=None)
 
@@ -96,6 +98,8 @@ def _change(key: str, value: bytes | None, flush: bool) -> None:
         raise ValueError(
             f"the key {key!r:.80} begins with {FIELDS_PREFIX!r}, as those of state() do; choose another"
         )
+    if not key.isascii() or len(key) > KEY_BYTES:
+        _check_key(key)
     if session is None:
         raise OperatorError(
             "save_state and delete_state work in an operator that `dora-state run` hosts; "
@@ -106,6 +110,21 @@ def _change(key: str, value: bytes | None, flush: bool) -> None:
         session.commit_now(key, value)
         if flush and handler is not None:
             handler.forget(key)
+
+
+def _check_key(key: str) -> None:
+    """Refuse here, where the operator can do something about it, what the commit would refuse."""
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the key {key!r:.80} cannot be written as UTF-8: {error.reason}"
+        ) from None
+    if size > KEY_BYTES:
+        raise TooLarge(
+            f"the key {key[:40]!r}... has {size} bytes, the limit is {KEY_BYTES}; "
+            "put what makes it long into the value"
+        )
 
 
 def _copy(key: object, value: Any) -> bytes:

@@ -673,8 +673,8 @@ class Supervisor:
             self._start_worker(after=dead)
 
     def _judge(self, dead: Worker, ending: Ending) -> policy.Decision:
-        if not dead.is_ready and dead.beside is not None:
-            # It was built beside what was left of its predecessor, and may have failed for that:
+        if not dead.is_ready and not ending.restoring and dead.beside is not None:
+            # Its __init__ ran beside what was left of its predecessor, and may have failed for that:
             # not charged, and the next one waits.
             if not dead.beside.is_gone:
                 self._awaited.add(dead.beside)

@@ -382,8 +382,9 @@ class Worker:
                 self._warned_none = True
                 log.warning("on_event returned None; taken as DoraStatus.CONTINUE")
             return step.CONTINUE
-        if isinstance(status, int) and status in (step.CONTINUE, step.STOP, step.STOP_ALL):
-            return int(status)
+        # True is an int, and the number of STOP: it is not what was meant.
+        if type(status) is int and status in (step.CONTINUE, step.STOP, step.STOP_ALL):
+            return status
         raise TypeError(f"on_event returned {returned!r:.80}; return a DoraStatus")
 
     def send_output(
