@@ -66,7 +66,10 @@ extern "C" {
     X(put_expiring)                                                                                                    \
     X(try_commit)                                                                                                      \
     X(cursor_peek)                                                                                                     \
-    X(count)
+    X(count)                                                                                                           \
+    X(turn_wait)                                                                                                       \
+    X(turn_take)                                                                                                       \
+    X(turn_end)
 
 struct ds_api {
     uint32_t version; /* DS_API_VERSION of the engine */

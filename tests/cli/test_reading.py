@@ -135,6 +135,14 @@ def test_values_are_decoded(call, state, name):
     }
 
 
+def test_typed_state_is_msgpack_also_where_it_looks_like_text(call, state):
+    with Store(state / "shared") as store:
+        store.update({"@count": codec.encode(104), "count": codec.encode(104)})
+    assert json.loads(call("get", "@count", "--format", "json").text)["value"] == 104
+    assert json.loads(call("get", "count", "--format", "json").text)["value"] == "h"
+    assert call("list", "@").lines[1].split()[-1] == "104"
+
+
 def test_a_numpy_file_is_decoded(call, state):
     file = io.BytesIO()
     numpy.save(file, numpy.arange(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from program import PROGRAM, listing
@@ -47,6 +48,18 @@ def test_put_only_if_nobody_was_faster(call, state):
     assert call("put", "mode", "go", "--expected", 0).code == 1
     assert call("put", "new", "go", "--expected", 0).code == 0
     assert shared(state)["mode"] == b"stop"
+
+
+def test_put_with_a_time_to_live(call, state):
+    assert call("put", "beat", "1", "--ttl", 0.05).code == 0
+    with Store(state / "shared", read_only=True) as store:
+        deadline = time.monotonic() + 60
+        while "beat" in store:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert call("get", "beat").code == 3
+    assert "beat" not in call("list", "--keys").lines
+    assert call("put", "beat", "1", "--ttl", 0).code == 2
 
 
 def test_delete_is_one_commit_or_none(call, state):

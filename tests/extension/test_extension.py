@@ -169,4 +169,6 @@ def test_every_public_function_is_in_the_table():
     )
     listed = re.findall(r"^ +X\((\w+)\)", (include / "dora_state_api.h").read_text(), re.MULTILINE)
     assert len(declared) > 30
-    assert sorted(listed) == sorted(declared)
+    assert sorted(listed) == sorted(declared), (
+        "new functions of dora_state.h go to the end of DS_API_MAP in dora_state_api.h"
+    )

@@ -24,7 +24,7 @@ def get(place: Place, key: str, raw: bool, escaped: bool, style: str) -> None:
     with places.existing(place).read() as store:
         value, sequence = places.entry(place, store, name)
         if style == "json":
-            decoded = values.decode(value)
+            decoded = values.decode(value, text.of_key(name))
             record = places.record(text.of_key(name), value, sequence)
             content = values.plain(decoded.content)
             output.json_line({**record, "type": decoded.kind, "value": content})
@@ -33,5 +33,5 @@ def get(place: Place, key: str, raw: bool, escaped: bool, style: str) -> None:
                 sys.stdout.buffer.write(value[at : at + _CHUNK])
             sys.stdout.buffer.flush()
         else:
-            for row in values.lines(values.decode(value)):
+            for row in values.lines(values.decode(value, text.of_key(name))):
                 click.echo(row)

@@ -25,10 +25,10 @@ def list_(place: Place, prefix: str, keys: bool, style: str) -> None:
                 click.echo(text.visible(key))
             elif style == "json":
                 output.json_line(
-                    {**places.record(key, value, sequence), "value": values.line(value)}
+                    {**places.record(key, value, sequence), "value": values.line(value, key)}
                 )
             else:
                 size = output.Number(text.size(len(value)))
-                rows.append((text.visible(key), size, sequence, values.line(value)))
+                rows.append((text.visible(key), size, sequence, values.line(value, key)))
     if style == "table" and not keys:
         output.table(("key", "size", "sequence", "value"), rows)

@@ -30,6 +30,12 @@ from .places import Place
     metavar="SEQUENCE",
     help="Only if the key is at this sequence still; 0: is not there.",
 )
+@click.option(
+    "--ttl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="The key is missing again after so long.",
+)
 @click.option("-e", "--escaped", is_flag=True, help="KEY is written as `list` shows it.")
 @places.store_options
 def put(
@@ -39,6 +45,7 @@ def put(
     file: Path | None,
     as_json: bool,
     expected: int | None,
+    ttl: float | None,
     escaped: bool,
 ) -> None:
     """Keep VALUE, or without it stdin, under KEY. Prints the sequence of the commit.
@@ -53,9 +60,9 @@ def put(
         data = _packed(data)
     with places.existing(place).changed() as store:
         if expected is None:
-            click.echo(store.put(name, data))
+            click.echo(store.put(name, data, ttl=ttl))
         else:
-            click.echo(store.compare_and_put(name, data, expected=expected))
+            click.echo(store.compare_and_put(name, data, expected=expected, ttl=ttl))
     place.warn_of_clean_end()
 
 

@@ -2,7 +2,7 @@
 
 A value is any bytes; nothing in the store says what they mean. Tried in this order: a numpy file (.npy), text, msgpack
 with the types of codec.py; and for all else its bytes. Text comes before msgpack, so an integer that is the code of a
-printable character is shown as that character.
+printable character is shown as that character; but not in typed state, where all values are msgpack.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from . import text
 _LOOK_BYTES = 64 * 1024  # of a value that is only looked at, not shown in full
 _NPY = b"\x93NUMPY"
 _WIDTH = 16
+_TYPED = "@"  # how the keys of typed state begin, whose values are msgpack: typed_state.py
 
 
 class Value(NamedTuple):
@@ -33,18 +34,23 @@ class Value(NamedTuple):
     content: Any
 
 
-def decode(data: memoryview | bytes) -> Value:
+def decode(data: memoryview | bytes, key: str = "") -> Value:
     """The whole value, decoded."""
     if bytes(data[:6]) == _NPY:
         return _npy(data)
+    if key.startswith(_TYPED) and (value := _msgpack(data)):
+        return value
     try:
         return Value("text", _text(bytes(data)))
     except ValueError:
-        pass
+        return _msgpack(data) or Value("bytes", bytes(data))
+
+
+def _msgpack(data: memoryview | bytes) -> Value | None:
     try:
         return Value("msgpack", codec.decode(data))
     except Exception:  # of bytes that mean something else, anything may come out
-        return Value("bytes", bytes(data))
+        return None
 
 
 def _text(data: bytes) -> str:
@@ -63,7 +69,7 @@ def _npy(data: memoryview | bytes) -> Value:
         return Value("bytes", bytes(data))
 
 
-def line(data: memoryview, room: int = 60) -> str:
+def line(data: memoryview, key: str = "", room: int = 60) -> str:
     """The beginning of a value on one line."""
     if not data:
         return "(empty)"
@@ -76,7 +82,7 @@ def line(data: memoryview, room: int = 60) -> str:
             return text.shorten(text.visible(_text(head[:-4] if _cut(head) else head)), room)
         except ValueError:
             return _hex(head, room)
-    value = decode(head)
+    value = decode(head, key)
     if value.kind == "text":
         return text.shorten(text.visible(value.content), room)
     if value.kind == "bytes":

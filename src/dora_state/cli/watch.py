@@ -72,7 +72,7 @@ def _show(sequence: int, key: str, value: bytes | None, style: str) -> None:
     if style == "json":
         output.json_line(_record(sequence, key, value))
     else:
-        shown = "(deleted)" if value is None else values.line(memoryview(value))
+        shown = "(deleted)" if value is None else values.line(memoryview(value), key)
         click.echo(f"{sequence}  {text.visible(key)}  {shown}")
     sys.stdout.flush()
 
@@ -81,7 +81,7 @@ def _record(sequence: int, key: str, value: bytes | None) -> dict[str, object]:
     record = {"sequence": sequence, **places.key_record(key)}
     if value is None:
         return {**record, "deleted": True}
-    decoded = values.decode(value)
+    decoded = values.decode(value, key)
     return {
         **record,
         "size": len(value),
