@@ -38,8 +38,6 @@ log = logging.getLogger("dora_state.node")
 
 SHARED_VARIABLE = "DORA_STATE_SHARED"
 PRELOAD = ("dora", "pyarrow")
-# A file that turns out to be no operator must not leave a __pycache__ behind.
-_NO_BYTECODE = {"PYTHONDONTWRITEBYTECODE": "1"}
 BACKLOG_BYTES = 64 << 20  # outputs that wait for dora before the operator has to wait
 
 
@@ -153,7 +151,7 @@ def _supervisor_config(
         outputs=config.outputs,
         queue_sizes=config.queue_sizes,
         preload=PRELOAD,
-        environment={**_NO_BYTECODE, **os.environ, SHARED_VARIABLE: str(shared)},
+        environment={**os.environ, SHARED_VARIABLE: str(shared)},
         descriptor=config.descriptor,
         arrow_outputs=True,
         adopts=True,

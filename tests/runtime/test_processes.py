@@ -125,7 +125,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def wait_family(pid: int, size: int) -> set[int]:
-    """Wait until there are `size` processes below `pid`: zygote, worker, spare."""
+    """Wait until there are `size` processes below `pid`: guardian, zygote, worker, spare."""
     for _ in range(int(PATIENCE_S / 0.01)):
         family = descendants(pid)
         if len(family) >= size:
@@ -137,12 +137,20 @@ def wait_family(pid: int, size: int) -> set[int]:
 # PDEATHSIG, whatever is killed in whatever order
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(["host", "zygote", "worker"])))
+ROLES = ["host", "guardian", "zygote", "worker"]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(ROLES)), ids="-".join)
 def test_no_process_outlives_the_node_whatever_is_killed_in_whatever_order(host_process, order):
     host = host_process()
     status = host.wait_running()
-    family = wait_family(host.popen.pid, 3)
-    pids = {"host": host.popen.pid, "zygote": status["zygote"], "worker": status["worker_pid"]}
+    family = wait_family(host.popen.pid, 4)
+    pids = {
+        "host": host.popen.pid,
+        "guardian": parent(status["zygote"]),
+        "zygote": status["zygote"],
+        "worker": status["worker_pid"],
+    }
     for name in order:
         kill(pids[name])
     host.popen.wait(PATIENCE_S)
@@ -199,7 +207,7 @@ def test_who_comes_after_the_death_of_its_parent_ends_at_once():
 def test_a_stopped_zygote_does_not_keep_anything_alive(host_process):
     host = host_process()
     status = host.wait_running()
-    family = wait_family(host.popen.pid, 3)
+    family = wait_family(host.popen.pid, 4)
     kill(status["zygote"], signal.SIGSTOP)
     kill(host.popen.pid)
     for pid in family:
@@ -211,7 +219,7 @@ def test_the_end_of_the_host_closes_the_nodes_output_also_when_the_operator_left
 ):
     """dora reports a node's end, and restarts it, only after EOF of its stdout and stderr.
 
-    Zygote and host would kill what is left, in this order: killed in this order, they cannot.
+    Zygote, guardian and host would kill what is left: killed in the same moment, they cannot.
     """
     pid_file = tmp_path / "pid"
     host = host_process(
@@ -231,9 +239,12 @@ def test_the_end_of_the_host_closes_the_nodes_output_also_when_the_operator_left
     zygote = host.wait_running()["zygote"]
     left_behind = int(wait_file(pid_file))
     try:
+        guardian = parent(zygote)
         kill(host.popen.pid, signal.SIGSTOP)
+        kill(guardian, signal.SIGSTOP)
         kill(zygote)
-        assert wait_gone(zygote)
+        kill(guardian)
+        assert wait_gone(guardian)
         kill(host.popen.pid)
         host.wait_eof()
         assert Path(f"/proc/{left_behind}").exists()  # it was not its end that closed the output
@@ -302,7 +313,52 @@ def stop_in_order(host: HostProcess, zygote: int) -> None:
     kill(host.popen.pid, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("end", [kill_host, kill_host_of_a_stopped_zygote, hang_up, stop_in_order])
+def kill_the_group(host: HostProcess, zygote: int) -> None:
+    """What dora does: host and zygote are dead in the same moment."""
+    os.killpg(host.popen.pid, signal.SIGKILL)
+
+
+def kill_host_and_zygote(host: HostProcess, zygote: int) -> None:
+    kill(host.popen.pid, signal.SIGSTOP)  # so that it cannot act between
+    kill(zygote)
+    kill(host.popen.pid)
+
+
+def kill_guardian_and_host(host: HostProcess, zygote: int) -> None:
+    guardian = parent(zygote)
+    kill(host.popen.pid, signal.SIGSTOP)
+    kill(guardian)
+    kill(host.popen.pid)
+
+
+def kill_host_of_a_stopped_guardian(host: HostProcess, zygote: int) -> None:
+    kill(parent(zygote), signal.SIGSTOP)
+    os.killpg(host.popen.pid, signal.SIGKILL)
+
+
+def stop_in_order_with_a_stopped_guardian(host: HostProcess, zygote: int) -> None:
+    kill(parent(zygote), signal.SIGSTOP)
+    kill(host.popen.pid, signal.SIGTERM)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        kill_host,
+        kill_host_of_a_stopped_zygote,
+        hang_up,
+        stop_in_order,
+        kill_the_group,
+        kill_host_and_zygote,
+        kill_guardian_and_host,
+        kill_host_of_a_stopped_guardian,
+        stop_in_order_with_a_stopped_guardian,
+    ],
+)
 def test_what_the_operator_started_ends_with_the_host(starts_processes, end):
     host, status, pids = starts_processes
     end(host, status["zygote"])
@@ -337,19 +393,20 @@ def test_what_the_operator_started_ends_also_when_the_zygote_dies_last(starts_pr
 def test_children_stay_in_the_nodes_process_group(host_process):
     """dora's kills and its orphan guard go to the group."""
     host = host_process()
-    host.wait_running()
-    for pid in wait_family(host.popen.pid, 3):
-        assert os.getpgid(pid) == host.popen.pid
+    status = host.wait_running()
+    for pid in wait_family(host.popen.pid, 4):
+        ours = parent(status["zygote"]) != pid  # the guardian must outlive what goes to the group
+        assert (os.getpgid(pid) == host.popen.pid) == ours
 
 
-def test_the_death_of_the_zygote_is_survived(host_process):
+@pytest.mark.parametrize("role", ["zygote", "guardian"])
+def test_the_death_of_the_zygote_is_survived(host_process, role):
     host = host_process()
     first = host.wait_running()
     host.send(0, 1)
     host.wait(lambda: len(host.outputs()) == 2)
-    kill(first["zygote"])
-    second = host.wait_running(after=first["incarnation"])
-    assert second["zygote"] != first["zygote"]
+    kill(first["zygote"] if role == "zygote" else parent(first["zygote"]))
+    host.wait(lambda: host.lines[-1].get("zygote") not in (None, first["zygote"]))
     host.send(2)
     host.wait(lambda: len(host.outputs()) == 3)
     assert host.outputs() == ledger(3)
@@ -395,7 +452,7 @@ def test_the_spare_and_what_it_left_are_gone_after_a_clean_end(host_process, tmp
     )
     host.wait_running()
     orphan = int(wait_file(pid_file))
-    family = wait_family(host.popen.pid, 3)
+    family = wait_family(host.popen.pid, 4)
     kill(host.popen.pid, signal.SIGTERM)
     host.popen.wait(PATIENCE_S)
     try:
@@ -412,7 +469,7 @@ def test_the_spare_and_what_it_left_are_gone_after_a_clean_end(host_process, tmp
 def test_zygote_worker_and_spare_leave_stop_signals_to_the_host(host_process, number):
     host = host_process()
     first = host.wait_running()
-    for pid in wait_family(host.popen.pid, 3):
+    for pid in wait_family(host.popen.pid, 4):
         kill(pid, number)
     host.send(0, 1)
     host.wait(lambda: len(host.outputs()) == 2)

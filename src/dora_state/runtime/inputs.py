@@ -127,6 +127,16 @@ class InputBuffer:
         with self._lock:
             return len(self._order) - self._husks
 
+    def drop_inputs(self) -> int:
+        """Drop the INPUT events that wait; returns how many."""
+        with self._lock:
+            count = 0
+            for input_id, waiting in self._per_input.items():
+                count += len(waiting)
+                while waiting:
+                    self._drop(input_id)
+            return count
+
     def _drop(self, input_id: str) -> None:
         event = self._per_input[input_id].popleft()
         self._bytes[input_id] -= event.size_bytes

@@ -74,6 +74,10 @@ log = logging.getLogger("dora_state.supervisor")
 
 _REASON_PATIENCE_S = 0.2
 STANDBY = ("fork", "process", "off")
+_BACKLOG_PART = 0.8  # of the grace, for events that came before the stop
+_STARTS_AWAITED = (
+    5  # failed starts; policies that allow more, or any number, go on trying beside run()
+)
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,9 @@ class Supervisor:
         self._input_closed = False
         self._stop_requested = False
         self._stop_is_clean = True
+        self._gave_up = False  # some of what came before the stop
         self._deadline: float | None = None  # when the grace is over
+        self._last_call: float | None = None  # when no more of the backlog is handled
         self._clean, self._why, self._failed = False, "", False
 
         self._selector = selectors.DefaultSelector()
@@ -279,7 +285,8 @@ class Supervisor:
                 self._turn()
 
     def start(self, store: Path) -> None:
-        """Bring up the first incarnation; returns when it is ready, or degraded, or ended.
+        """Bring up the first incarnation; returns when it is ready, or degraded, or ended, or has failed
+        so often that the rest of the dataflow should not wait for it.
 
         Args:
             store: the directory of the operator's private store; nobody else may write to it.
@@ -289,6 +296,9 @@ class Supervisor:
                 self._open_store(store)
                 self._start_worker()
             while self.state in (State.STARTING, State.WAITING, State.STOPPING):
+                if self._history.streak > _STARTS_AWAITED:
+                    log.error("the operator does not start; its outputs are silent until it does")
+                    break
                 self._turn()
 
     def run(self) -> Outcome:
@@ -363,16 +373,21 @@ class Supervisor:
         times = []
         if self.state in (State.WAITING, State.DEGRADED):
             times.append(self._start_at)
-        times += [due for due in (self._deadline, self._hang.due) if due is not None]
+        dues = (self._last_call, self._deadline, self._hang.due, self.workers.answer_due)
+        times += [due for due in dues if due is not None]
         if self._wants_spare():
             times.append(self.workers.spare_not_before)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _run_timers(self) -> None:
         now = time.monotonic()
+        if self._last_call is not None and now >= self._last_call:
+            self._last_call = None
+            self._drop_backlog()
         if self._deadline is not None and now >= self._deadline and self.state is not State.ENDED:
             self._deadline = None
             self._cut_off()
+        self.workers.check_zygote(now)
         if self._hang.check(now):
             self._publish(self.status())
         if self.state in (State.WAITING, State.DEGRADED) and now >= self._start_at:
@@ -384,9 +399,9 @@ class Supervisor:
             return
         if self._wants_to_stop():
             if self._deadline is None:
-                self._deadline = time.monotonic() + self.config.shutdown_grace_s
+                self._begin_grace()
             if self._is_time_to_stop():
-                clean = self._is_all_handled() and self._stop_is_clean
+                clean = self._is_all_handled() and self._stop_is_clean and not self._gave_up
                 self._begin_stop(clean=clean, why="told to stop")
                 return
         self._prepare_handover()
@@ -507,7 +522,8 @@ class Supervisor:
         if status != step.CONTINUE:
             self._on_status(by, status)
         if event.type == "STOP":
-            self._begin_stop(clean=self._is_all_handled(), why="dora said stop")
+            clean = self._is_all_handled() and not self._gave_up
+            self._begin_stop(clean=clean, why="dora said stop")
 
     def _on_status(self, by: Worker, status: int) -> None:
         if status == step.STOP_ALL:
@@ -775,7 +791,7 @@ class Supervisor:
         ):
             return False
         # An event that was given up was not handled: not a clean stop.
-        clean = self._stop_is_clean and not decision.bury
+        clean = self._stop_is_clean and not self._gave_up and not decision.bury
         self._begin_stop(clean=clean, why="told to stop")
         return True
 
@@ -840,6 +856,22 @@ class Supervisor:
     def _wants_to_stop(self) -> bool:
         return self.input.stop_seen or self._input_closed or self._stop_requested
 
+    def _begin_grace(self) -> None:
+        now = time.monotonic()
+        self._deadline = now + self.config.shutdown_grace_s
+        self._last_call = now + self.config.shutdown_grace_s * _BACKLOG_PART
+
+    def _drop_backlog(self) -> None:
+        """What is left of the grace is for STOP and the teardown: they must not be cut off."""
+        count = self.input.drop_inputs()
+        if count:
+            self._gave_up = True
+            log.error(
+                "%d events that came before the stop are dropped: their handling takes longer than "
+                "the grace of %g s",
+                *(count, self.config.shutdown_grace_s),
+            )
+
     def _is_time_to_stop(self) -> bool:
         if self.state in (State.WAITING, State.DEGRADED):
             return True  # nobody is there to handle what has come in
@@ -860,7 +892,8 @@ class Supervisor:
         self.workers.closing = True
         self.workers.kill_spare()
         if self._deadline is None:
-            self._deadline = time.monotonic() + self.config.shutdown_grace_s
+            self._begin_grace()
+        self._last_call = None
         if self._current is None:
             self._end()
         else:

@@ -31,6 +31,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -184,7 +185,8 @@ class Worker:
         signature = file_signature(self.config.operator)
         before = process.footprint()
         self._baseline = holdings.descriptors()
-        module = load(Path(self.config.operator), self.number)
+        with _no_bytecode(self.number == 1):
+            module = load(Path(self.config.operator), self.number)
         report = {
             "pid": os.getpid(),
             "signature": signature,
@@ -493,6 +495,19 @@ class Worker:
             self.shared.close()
         if self.store is not None:
             self.store.close()
+
+
+@contextlib.contextmanager
+def _no_bytecode(first: bool) -> Iterator[None]:
+    """A file that turns out to be no operator must not leave a __pycache__ behind, and only the first
+    import finds that out.
+    """
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = before or first
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _offer(message: channel.Message) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from dora_state.runtime.zygote import Zygote
 log = logging.getLogger("dora_state.supervisor")
 
 _ZYGOTE_TRIES = 5
+_ANSWER_S = 5.0  # a fork takes milliseconds
 _SWEEP_PATIENCE_S = 1.0
 _RETURNED_AT_ONCE = 16  # slots; fewer wait for the next event
 _SPARE_BACKOFF_S = (1.0, 30.0)
@@ -150,6 +151,9 @@ class Workers:
         self._eventfd: int | None = None  # written by the lifelines
         self._spare_backoff_s = 0.0
         self.spare_not_before = 0.0
+        self._asked: set[int] = set()  # tokens that the zygote has not answered
+        self._woken = False
+        self.answer_due: float | None = None  # by time.monotonic()
 
     @property
     def zygote_pid(self) -> int | None:
@@ -247,6 +251,9 @@ class Workers:
         new = Worker(next(self._tokens), ours)
         with theirs, contextlib.suppress(OSError):  # a dead zygote is noticed and replaced
             self._zygote.spawn(new.token, theirs, new.lifeline.fileno(), late=self._imports_late)
+        self._asked.add(new.token)
+        if self.answer_due is None:
+            self._on_answer()
         new.lifeline.close_memfd()
         self._alive[new.token] = self._unreaped[new.token] = new
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_socket(new))
@@ -443,14 +450,40 @@ class Workers:
                 self._on_zygote_gone()
                 return
             message, pidfd = received
-            if "spawned" in message:
+            if "born" in message:
+                self._zygote.pid = message["born"]
+                self._on_answer()
+            elif "spawned" in message:
                 assert pidfd is not None
                 self._on_spawned(message["spawned"], pidfd)
             else:
                 self._on_exited(message["exited"], message["status"])
 
+    def _on_answer(self) -> None:
+        """It does what it was asked for. Not born yet it may still import, which takes its time."""
+        assert self._zygote is not None
+        waiting = self._zygote.pid is not None and self._asked
+        self.answer_due = time.monotonic() + _ANSWER_S if waiting else None
+
+    def check_zygote(self, now: float) -> None:
+        """To be called when `answer_due` has come: the zygote is stopped, or hangs."""
+        if self.answer_due is None or now < self.answer_due or self._zygote is None:
+            return
+        if self._woken:
+            log.error("the process that forks the workers does not answer; it is killed")
+            self.answer_due = None
+            self._zygote.kill()
+            return
+        self._woken = True
+        log.warning("the process that forks the workers does not answer; it gets SIGCONT")
+        self.answer_due = now + _ANSWER_S
+        self._zygote.wake()
+
     def _on_spawned(self, token: int, pidfd: int) -> None:
         self._zygote_failures = 0
+        self._asked.discard(token)
+        self._woken = False
+        self._on_answer()
         each = self._alive.get(token)
         if each is None:
             os.close(pidfd)
@@ -482,6 +515,8 @@ class Workers:
         """
         self._close_zygote()
         self._unreaped.clear()
+        self._asked.clear()
+        self._woken, self.answer_due = False, None
         if not self.closing:
             self._zygote_failures += 1
             if self._zygote_failures >= _ZYGOTE_TRIES:

@@ -7,9 +7,10 @@ new interpreter). As subreaper it adopts what a dead worker leaves behind, kills
 The talk is datagrams of msgpack over a seqpacket socket pair:
 
     host to zygote   {"spawn": token, "late": bool}             with the worker's ends of its channel and its lifeline
-    zygote to host   {"spawned": token}                         with its pidfd
+    zygote to host   {"born": pid}                              once, when it is ready to fork
+                     {"spawned": token}                         with its pidfd
                      {"exited": token, "status": wait status}
-    end of stream    the host is gone: kill all that is below, end
+    end of stream    the host is gone: kill all that is below, end; so too when the guardian is gone
 
 `standby="process"` makes workers new interpreters instead of forks, for what does not survive a
 fork (CUDA).
@@ -33,6 +34,7 @@ from typing import Any, NoReturn
 from dora_state.errors import OperatorError
 from dora_state.runtime import channel, process
 from dora_state.runtime import worker as worker_module
+from dora_state.runtime.guardian import stand_guard
 from dora_state.runtime.worker import Birth, WorkerConfig
 
 _DATAGRAM_BYTES = 4096
@@ -64,6 +66,8 @@ class Zygote:
             "preload": list(preload) if forks else [],
             "forks": forks,
         }
+        alive, self._alive = os.pipe()
+        settings["alive"] = alive
         # The worker's part goes through a pipe: a dataflow's descriptor can be longer than an
         # argument may be.
         reader, writer = os.pipe()
@@ -75,23 +79,23 @@ class Zygote:
                 stdout=stdout,
                 stderr=stderr,
                 env=dict(environment) if environment is not None else None,
-                pass_fds=(theirs.fileno(), reader),
+                pass_fds=(theirs.fileno(), reader, alive),
             )
         except BaseException:
             ours.close()
             os.close(writer)
+            os.close(self._alive)
             raise
         finally:
             theirs.close()
             os.close(reader)
+            os.close(alive)
         with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb") as file:
             file.write(channel.pack(config.as_dict()))
         self.socket = ours
         self.socket.setblocking(False)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+        self.pid: int | None = None  # once it is ready
+        self.guardian_pid = self.process.pid
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -115,9 +119,23 @@ class Zygote:
             return None
         return channel.unpack(data), (fds[0] if fds else None)
 
+    def wake(self) -> None:
+        """In case somebody has stopped it."""
+        assert self.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Whatever state it is in. Its end is noticed as the end of its socket."""
+        assert self.pid is not None
+        for pid in (self.pid, self.guardian_pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def close(self, timeout: float = 1.0) -> None:
         """End the zygote and, through it, everything it has forked."""
         self.socket.close()
+        os.close(self._alive)
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -128,9 +146,9 @@ class Zygote:
 def main() -> NoReturn:
     """The zygote process."""
     settings = json.loads(sys.argv[1])
-    # Not SIGKILL: what the operator started has to be killed first. The end of the socket tells of
-    # the host's end, and SIGCONT sees to it that a zygote that was stopped gets to know.
-    process.die_with_parent(settings["parent"], signal.SIGCONT)
+    # Not to be ended with it: what the operator started has to be killed first.
+    stand_guard(settings["parent"], settings["alive"], [settings["socket"], settings["config"]])
+    guardian = os.pidfd_open(os.getppid())
     process.ignore_stop_signals()
     process.become_subreaper()
     with os.fdopen(settings["config"], "rb") as file:
@@ -143,15 +161,18 @@ def main() -> NoReturn:
     sock.set_inheritable(False)
     gc.collect()
     gc.freeze()  # a collection in a worker would otherwise copy every page that is shared
-    _Nursery(sock, config, forks=settings["forks"]).serve()
+    _Nursery(sock, guardian, config, forks=settings["forks"]).serve()
     os._exit(0)
 
 
 class _Nursery:
     """The zygote's loop: spawn, reap, report."""
 
-    def __init__(self, sock: socket.socket, config: dict[str, Any], *, forks: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, guardian: int, config: dict[str, Any], *, forks: bool
+    ) -> None:
         self._socket = sock
+        self._guardian = guardian
         self._config = config
         self._forks = forks
         self._workers: dict[int, int] = {}  # pid: token
@@ -168,6 +189,9 @@ class _Nursery:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.register(self._wake_reader, select.POLLIN)
+        poll.register(self._guardian, select.POLLIN)
+        with contextlib.suppress(OSError):  # the host is gone; we notice in a moment
+            self._socket.send(channel.pack({"born": os.getpid()}))
         while True:
             ready = {fd for fd, _ in poll.poll()}
             if self._wake_reader in ready:
@@ -175,6 +199,8 @@ class _Nursery:
                     while os.read(self._wake_reader, 512):
                         pass
                 self._reap()
+            if self._guardian in ready:
+                break
             if self._socket.fileno() in ready and not self._answer():
                 break
         process.end_children()
@@ -211,6 +237,7 @@ class _Nursery:
             self._socket.close()
             os.close(self._wake_reader)
             os.close(self._wake_writer)
+            os.close(self._guardian)
             if self._forks:
                 worker_module.run(birth, WorkerConfig(**self._config))
             self._become_interpreter(birth)
