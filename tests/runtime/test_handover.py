@@ -186,6 +186,7 @@ def test_an_init_that_fails_beside_its_predecessor_is_retried_and_not_charged(
     wait_until(lambda: hosted.supervisor.restarts == 2)
     assert lives.read_text() == "xx"
     assert len(hosted.supervisor._history.charges) == 1
+    wait_until(lambda: hosted.supervisor._current is not None)  # a moment after it was counted
     assert not hosted.supervisor._current.was_started  # it waits now
     gate.opened.set()
     hosted.send(0)
