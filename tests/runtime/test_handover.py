@@ -142,6 +142,7 @@ def test_a_successor_of_one_that_held_a_socket_waits_also_when_its_end_is_slow(h
     kill(hosted.wait_running()["worker_pid"])
     wait_until(lambda: hosted.supervisor.restarts == 1)
     hosted.send(1)
+    wait_until(lambda: hosted.supervisor._current is not None)  # a moment after it was counted
     assert not hosted.supervisor._current.was_started
     assert len(hosted.outputs) == 1
     gate.opened.set()
