@@ -172,6 +172,7 @@ def test_a_restart_into_a_newer_class_migrates(host):
     ).start()
     hosted.send(0, 1)
     hosted.wait_outputs(2)
+    hosted.wait_spare()  # whether one that is just importing has read the old file or the new, nobody knows
     hosted.operator.write_text(
         textwrap.dedent(
             """
