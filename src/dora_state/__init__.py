@@ -8,6 +8,7 @@ from . import started_in as _started_in  # noqa: F401  before the process goes e
 if TYPE_CHECKING:
     from . import errors as errors
     from .headers import get_include
+    from .host import AsyncHost, OperatorHost, Output
     from .kvs import (
         kvs_batch,
         kvs_compare_and_write,
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from .typed_state import state
 
 __all__ = [
+    "AsyncHost",
     "Entry",
+    "OperatorHost",
+    "Output",
     "Repaired",
     "RestartPolicy",
     "RestoreInfo",
@@ -56,6 +60,9 @@ __all__ = [
 # Imported when they are first asked for: an operator that only saves needs no kvs_*, and a node that only shares no
 # runtime.
 _HOMES = {
+    "AsyncHost": "host",
+    "OperatorHost": "host",
+    "Output": "host",
     "RestartPolicy": "runtime.policy",
     "RestoreInfo": "operator",
     "delete_state": "operator",

@@ -27,16 +27,15 @@ from pathlib import Path
 from typing import Any
 
 from dora_state import location, node_config
-from dora_state._core import Store
-from dora_state.errors import OperatorError, StateError
-from dora_state.runtime import status as status_record
+from dora_state.errors import OperatorError
+from dora_state.runtime import shared_step
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
+from dora_state.runtime.publisher import Publisher
 from dora_state.runtime.supervisor import Outcome, State, Supervisor, SupervisorConfig
 
 log = logging.getLogger("dora_state.node")
 
-SHARED_VARIABLE = "DORA_STATE_SHARED"
 PRELOAD = ("dora", "pyarrow")
 BACKLOG_BYTES = 64 << 20  # outputs that wait for dora before the operator has to wait
 
@@ -89,7 +88,7 @@ def run(options: RunOptions) -> int:
         )
     shared = location.resolve(options.state_dir, Path.cwd()) / "shared"
     outlet = _Outlet()
-    publisher = _Publisher(config.node_id)
+    publisher = Publisher(config.node_id)
     supervisor = Supervisor(
         _supervisor_config(options, config, shared),
         outlet.put,
@@ -151,7 +150,7 @@ def _supervisor_config(
         outputs=config.outputs,
         queue_sizes=config.queue_sizes,
         preload=PRELOAD,
-        environment={**os.environ, SHARED_VARIABLE: str(shared)},
+        environment={**os.environ, shared_step.VARIABLE: str(shared)},
         descriptor=config.descriptor,
         arrow_outputs=True,
         adopts=True,
@@ -233,56 +232,6 @@ class _Outlet:
         with self._lock:
             if not self._lock.wait_for(lambda: self._waiting == 0, timeout):
                 log.error("%d outputs were not taken by dora in time", self._waiting)
-
-
-# The status, for others to read
-
-
-class _Publisher:
-    """Writes the latest status to the shared store, from a thread of its own."""
-
-    def __init__(self, node_id: str) -> None:
-        self._node_id = node_id
-        self._lock = threading.Condition()
-        self._latest: dict[str, Any] | None = None
-        self._closing = False
-        self._thread: threading.Thread | None = None
-
-    def open(self, shared: Path) -> None:
-        self._thread = threading.Thread(
-            target=self._run, args=(shared,), name="status", daemon=True
-        )
-        self._thread.start()
-
-    def put(self, status: dict[str, Any]) -> None:
-        with self._lock:
-            self._latest = status
-            self._lock.notify()
-
-    def close(self) -> None:
-        with self._lock:
-            self._closing = True
-            self._lock.notify()
-        if self._thread is not None:
-            self._thread.join(1.0)  # the shared store may be locked by a process that is stopped
-
-    def _run(self, shared: Path) -> None:
-        store: Store | None = None
-        try:
-            while True:
-                with self._lock:
-                    self._lock.wait_for(lambda: self._latest is not None or self._closing)
-                    status, self._latest = self._latest, None
-                if status is None:
-                    return
-                if store is None:
-                    store = Store(str(shared))
-                status_record.write(store, self._node_id, status)
-        except (StateError, OSError) as error:
-            log.warning("the status is not published any more: %s", error)
-        finally:
-            if store is not None:
-                store.close()
 
 
 # Signals

@@ -257,6 +257,14 @@ class Tracker:
         """Take out of `state` what is on record of this field."""
         self._data = state.pop(self.key, None)
 
+    def inherit(self, other: Any) -> None:
+        """Take over from the tracker of the same field in an older class."""
+        self._data = other._data
+
+    def keys(self) -> list[str]:
+        """What is on record."""
+        return [] if self._data is None else [self.key]
+
     def accept(self, value: Any) -> None:
         """Take note that this value is what is on record."""
         constant = not self.field.in_place or default_codec.is_constant(value)
@@ -285,6 +293,12 @@ class KeyedTracker(Tracker):
             place = _PLACE.unpack_from(data)[0]
             self._entries[_read_key(name, self.key)] = (place, data[_PLACE.size :])
             self._next_place = max(self._next_place, place + 1)
+
+    def inherit(self, other: Any) -> None:
+        self._entries, self._next_place = other._entries, other._next_place
+
+    def keys(self) -> list[str]:
+        return [f"{self.key}[{key!r}]" for key in self._entries]
 
     def accept(self, value: Any) -> None:
         if value.keys() == self._entries.keys():  # else it came from another kind of field
@@ -384,6 +398,29 @@ class Fields:
                     tracker.accept(value)
         self._obsolete = list(saved)
         return rest
+
+    def take_over(self, before: Fields) -> None:
+        """After a reload: the operator has the `__dict__` of one of an older class. Raises as `restore` does, and has
+        then changed nothing.
+        """
+        old = before._operator
+        values = {name: getattr(old, name) for name in before._fields}
+        migrated = self._migrate(dict(values), _version(old))
+        values = {
+            name: self._fields[name].adopt(value)
+            for name, value in migrated.items()
+            if name in self._fields
+        }
+        for name in before._fields:
+            self._operator.__dict__.pop(name, None)
+        self._operator.__dict__.update(values)
+        self._meta = before._meta
+        for name, tracker in before._trackers.items():
+            mine = self._trackers.get(name)
+            if type(mine) is type(tracker):
+                mine.inherit(tracker)
+            else:
+                self._obsolete += tracker.keys()
 
     def save(self, put: _Put) -> None:
         """Put every change since the last call, as key and value; None as value deletes."""

@@ -519,6 +519,79 @@ def test_what_cannot_be_read_is_an_error_with_the_fields_name(key, data):
     assert caught.value.field == key[1:].partition("[")[0]
 
 
+# A reload: a new class takes over the __dict__ while the operator lives
+
+
+def reload(life: Life, cls: type) -> list[str]:
+    """As the runtime does it; returns the keys that the next handler writes."""
+    operator = cls()
+    operator.__dict__ = life.operator.__dict__
+    fields = Fields.of(operator) or Fields(operator, {})
+    fields.take_over(life.fields)
+    life.operator, life.fields = operator, fields
+    return life.end_handler()
+
+
+def test_a_reload_goes_on_with_what_is_on_record():
+    class Again(Tracker):
+        more: int = state(5)
+
+    life = Life(Tracker)
+    life.operator.tracks.update({1: [1], 2: [2]})
+    life.operator.names.append("a")
+    life.end_handler()
+    life.operator.count = 9  # set after the last handler
+    assert reload(life, Again) == ["@", "@count", "@more"]
+    life.operator.tracks[1].append(0)
+    del life.operator.tracks[2]
+    assert life.end_handler() == ["@tracks[1]", "@tracks[2]"]
+    back = life.again().operator
+    assert (back.count, back.names, dict(back.tracks), back.more) == (9, ["a"], {1: [1, 0]}, 5)
+
+
+def test_a_reload_into_another_version_migrates():
+    life = Life(One)
+    assert reload(life, Two) == [
+        *("@", "@old['k']", "@pairs", "@position", "@tracks[1]", "@tracks[2]", "@x", "@y"),
+    ]
+    assert sorted(life.record) == ["@", "@position", "@tracks[1]", "@tracks[2]"]
+    assert life.operator.position.tolist() == [1.5, 2.5]
+    assert not hasattr(life.operator, "x")
+    assert dict(life.again().operator.tracks) == {1: "a", 2: "b"}
+
+
+def test_a_reload_that_is_refused_changes_nothing():
+    class Fewer:
+        count: int = state(0)
+
+    class Bare:
+        pass
+
+    life = Life(Tracker)
+    life.operator.names.append("a")
+    for cls in (Fewer, Bare):
+        before = dict(life.operator.__dict__)
+        with pytest.raises(FieldError, match="was saved, but the class does not declare it"):
+            reload(life, cls)
+        assert life.operator.__dict__ == before
+    assert life.end_handler() == ["@names"]
+
+
+def test_a_field_may_become_keyed_in_a_reload():
+    class ByKey(Tracker):
+        names: dict[int, str] = state({}, keyed=True)
+        state_version = 2
+
+        def migrate_state(self, state, version):
+            state["names"] = dict(enumerate(state["names"]))
+
+    life = Life(Tracker)
+    life.operator.names.append("a")
+    life.end_handler()
+    assert reload(life, ByKey) == ["@", "@names", "@names[0]"]
+    assert dict(life.again().operator.names) == {0: "a"}
+
+
 # A model: whatever the operator does, its successor has what the last handler left.
 
 ARRAY = st.lists(st.floats(width=16), min_size=1, max_size=3).map(numpy.array)

@@ -40,6 +40,8 @@ LAYERS = {
     "typed_state": {"codec", "errors", "operator"},
     "runtime": {"_core", "errors", "operator", "runtime", "shared_writes", "typed_state"},
     "dora": {"_core", "errors", "location", "node_config", "runtime"},
+    "futures": set(),
+    "host": {"errors", "futures", "location", "operator", "runtime"},
     "portable": {"errors"},
     "replacement": {"_core", "errors", "store"},
     "cli": {
@@ -60,6 +62,7 @@ LAYERS = {
     "__init__": {
         "errors",
         "headers",
+        "host",
         "kvs",
         "observe",
         "operator",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,10 @@ QUEUE_SIZE = 10  # dora's default
 QUEUE_BYTES = 16 << 20
 REPLAY_BYTES = 64 << 10  # up to here a message is copied for the lifeline, which takes 3 us
 _HUSKS = 100
+# How an event can be over.
+DONE = "done"
+DROPPED = "dropped, as the buffer was full"
+DEAD = "a dead letter, as it failed the operator too often"
 
 
 @dataclass
@@ -36,6 +40,12 @@ class Event:
     conflicts: int = 0  # attempts among these that ended in a conflict, for which nobody is charged
     letter: int = 0  # the dead letter that it was; its commit deletes that
     dropped: bool = field(default=False, repr=False)
+    on_over: Callable[[str], None] | None = field(default=None, repr=False)
+
+    def over(self, how: str) -> None:
+        """Tell who handed it in that it needs no more handling: DONE, DROPPED, DEAD."""
+        if self.on_over is not None:
+            self.on_over(how)
 
     def send(self, to: channel.Channel) -> None:
         if self.value is None:
@@ -80,8 +90,11 @@ def take_apart(event: Mapping[str, Any], make_slot: value.MakeSlot | None = None
 class InputBuffer:
     """Events that wait, in the order of their arrival. Put by one thread, taken by another."""
 
-    def __init__(self, queue_sizes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, queue_sizes: Mapping[str, int] | None = None, queue_size: int = QUEUE_SIZE
+    ) -> None:
         self._queue_sizes = dict(queue_sizes or {})
+        self._queue_size = queue_size  # of inputs that are not named
         self._order: deque[Event] = deque()
         self._husks = 0  # dropped events in there
         self._per_input: dict[str, deque[Event]] = {}
@@ -100,7 +113,7 @@ class InputBuffer:
             waiting = self._per_input.setdefault(event.id, deque())
             waiting.append(event)
             self._bytes[event.id] = self._bytes.get(event.id, 0) + event.size_bytes
-            limit = max(1, self._queue_sizes.get(event.id, QUEUE_SIZE))
+            limit = max(1, self._queue_sizes.get(event.id, self._queue_size))
             while len(waiting) > limit or (
                 self._bytes[event.id] > QUEUE_BYTES and len(waiting) > 1
             ):
@@ -148,3 +161,4 @@ class InputBuffer:
             self._order = deque(each for each in self._order if not each.dropped)
             self._husks = 0
         self.dropped[input_id] = self.dropped.get(input_id, 0) + 1
+        event.over(DROPPED)

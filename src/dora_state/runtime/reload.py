@@ -14,9 +14,13 @@ from typing import Any
 
 
 def replace(
-    module: ModuleType, old: Any, load: Callable[[str], ModuleType]
+    module: ModuleType,
+    old: Any,
+    load: Callable[[str], ModuleType],
+    accept: Callable[[Any], None] = lambda operator: None,
 ) -> tuple[ModuleType, Any]:
-    """The new module and the new operator; `load` imports the file under a name.
+    """The new module and the new operator; `load` imports the file under a name, and
+    `accept` may refuse the new operator by raising.
 
     Raises whatever the new code raises; `old` and its module are then as they were.
     """
@@ -24,8 +28,9 @@ def replace(
     carried = old.__dict__
     try:
         new_module = load(name)
-        new = new_module.Operator()
+        new = getattr(new_module, type(old).__name__)()
         new.__dict__ = carried
+        accept(new)
     except BaseException:
         sys.modules[name] = module
         raise

@@ -86,12 +86,14 @@ class SupervisorConfig:
 
     Args:
         operator: the operator's Python file.
+        class_name: the operator's class in it.
         node_id: its name in logs.
         durability: of its saves.
         standby: "fork", "process" or "off"; see zygote.py.
         shutdown_grace_s: from the wish to stop to SIGKILL.
         immediate: ids of outputs that do not wait for the commit.
         queue_sizes: per input, as in a dataflow's file.
+        queue_size: of all other inputs.
         preload: modules that the zygote imports once for all workers.
         environment: of zygote and workers; None: ours.
         descriptor: becomes self.dataflow_descriptor.
@@ -103,6 +105,7 @@ class SupervisorConfig:
     """
 
     operator: Path
+    class_name: str = "Operator"
     node_id: str = "operator"
     policy: RestartPolicy = field(default_factory=RestartPolicy)
     durability: str = "group"
@@ -110,6 +113,7 @@ class SupervisorConfig:
     shutdown_grace_s: float = 5.0
     immediate: frozenset[str] = frozenset()
     queue_sizes: Mapping[str, int] = field(default_factory=dict)
+    queue_size: int = inputs.QUEUE_SIZE
     preload: tuple[str, ...] = ()
     environment: Mapping[str, str] | None = None
     descriptor: Any = None
@@ -164,7 +168,7 @@ class Supervisor:
         self.state = State.STARTING
         self.outcome: Outcome | None = None
         self.account = Account()
-        self.input = InputBuffer(config.queue_sizes)
+        self.input = InputBuffer(config.queue_sizes, config.queue_size)
 
         self._send = send
         self._publish = publish or (lambda status: None)
@@ -237,7 +241,15 @@ class Supervisor:
         """Take an event, copied. Raises TypeError if it holds something that cannot be sent to the
         operator.
         """
-        self.input.put(inputs.take_apart(event, self._memory.make_slot))
+        self.put(self.take_apart(event))
+
+    def take_apart(self, event: Mapping[str, Any]) -> Event:
+        """Copy an event, for `put`. What it takes is given back with it."""
+        return inputs.take_apart(event, self._memory.make_slot)
+
+    def put(self, event: Event) -> None:
+        """Take an event that is taken apart already."""
+        self.input.put(event)
         self.wake()
 
     def close_input(self) -> None:
@@ -519,6 +531,7 @@ class Supervisor:
         held, self._held = self._held, []
         for output in held:
             self._send(output)
+        event.over(inputs.DONE)
         if status != step.CONTINUE:
             self._on_status(by, status)
         if event.type == "STOP":
@@ -776,6 +789,7 @@ class Supervisor:
             log.error("event %d cannot be set aside: %s", event.number, error)
             return False
         self._replay = None
+        event.over(inputs.DEAD)
         log.error(
             "event %d of input %s is set aside as a dead letter after %d attempts: %s",
             *(letter.number, letter.input_id, letter.attempts, letter.reason),
@@ -992,6 +1006,7 @@ class Supervisor:
         return Zygote(
             WorkerConfig(
                 operator=str(config.operator.resolve()),
+                class_name=config.class_name,
                 immediate=tuple(sorted(config.immediate)),
                 outputs=tuple(sorted(config.outputs)) if config.outputs is not None else None,
                 node_id=config.node_id,

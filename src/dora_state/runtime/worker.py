@@ -71,6 +71,7 @@ class WorkerConfig:
     """What every worker of one operator needs to know. Travels as JSON."""
 
     operator: str
+    class_name: str = "Operator"
     immediate: tuple[str, ...] = ()  # outputs that do not wait for the commit
     outputs: tuple[str, ...] | None = None  # those that the node has; None: any
     node_id: str = "operator"
@@ -186,7 +187,8 @@ class Worker:
         before = process.footprint()
         self._baseline = holdings.descriptors()
         with _no_bytecode(self.number == 1):
-            module = load(Path(self.config.operator), self.number)
+            path = Path(self.config.operator)
+            module = load(path, self.number, class_name=self.config.class_name)
         report = {
             "pid": os.getpid(),
             "signature": signature,
@@ -247,7 +249,7 @@ class Worker:
         snapshot_id = offer.pop("snapshot")
         operator_api.restored = RestoreInfo(incarnation=self.incarnation, **offer)
         state = self._read_state(snapshot_id)
-        cls = module.Operator
+        cls = getattr(module, self.config.class_name)
         self._use(module)
         self._construct(cls, state)
         built = time.monotonic()
@@ -272,7 +274,7 @@ class Worker:
     def _use(self, module: ModuleType) -> None:
         """Its class is the operator's from here on."""
         assert self.store is not None
-        cls = module.Operator
+        cls = getattr(module, self.config.class_name)
         self._module = module
         if self.shared is not None:
             self.shared.close()
@@ -465,16 +467,9 @@ class Worker:
         token = operator_api.stage.set(stage)
         failure = None
         try:
-            path = Path(self.config.operator)
-            module, new = reload.replace(
-                self._module, self.operator, lambda name: load(path, name=name)
+            module, self.operator = reload.replace(
+                self._module, self.operator, self._load_again, self._take_fields
             )
-            fields = Fields.of(new)
-            if fields is not None:  # what they hold is on record; now they know that
-                known: dict[str, bytes | None] = {}
-                fields.save(known.__setitem__)
-                self._commit(known)
-            self._fields, self.operator = fields, new
             self._use(module)
         except BaseException as error:
             failure = {
@@ -485,6 +480,17 @@ class Worker:
             operator_api.stage.reset(token)
             stage.close()
         self.host.send(channel.RELOADED, channel.pack(failure))
+
+    def _load_again(self, name: str) -> ModuleType:
+        return load(Path(self.config.operator), name=name, class_name=self.config.class_name)
+
+    def _take_fields(self, operator: Any) -> None:
+        """The fields of the new class go on with what the old one had. Raises if they cannot."""
+        fields = Fields.of(operator)
+        if self._fields is not None:
+            fields = Fields(operator, {}) if fields is None else fields
+            fields.take_over(self._fields)
+        self._fields = fields
 
     # Ending
 
@@ -518,7 +524,9 @@ def _offer(message: channel.Message) -> dict[str, Any]:
     return offer
 
 
-def load(path: Path, number: int = 0, name: str | None = None) -> ModuleType:
+def load(
+    path: Path, number: int = 0, name: str | None = None, class_name: str = "Operator"
+) -> ModuleType:
     """Import an operator's file as dora does: its folder on sys.path, under the file's name, or anew
     under the name that it has already.
     """
@@ -536,25 +544,26 @@ def load(path: Path, number: int = 0, name: str | None = None) -> ModuleType:
     sys.modules[name] = module
     sys.argv = [str(path)]
     spec.loader.exec_module(module)
-    if not isinstance(getattr(module, "Operator", None), type):
+    cls = getattr(module, class_name, None)
+    if not isinstance(cls, type):
         raise OperatorError(
-            f"{path} has no class Operator; "
+            f"{path} has no class {class_name}; "
             "define one with a method on_event(self, event, send_output)"
         )
-    if not callable(getattr(module.Operator, "on_event", None)):
+    if not callable(getattr(cls, "on_event", None)):
         raise OperatorError(
-            f"{path}: class Operator has no method on_event; "
+            f"{path}: class {class_name} has no method on_event; "
             "define on_event(self, event, send_output)"
         )
-    if _shared_writes(module.Operator) not in shared_writes.MODES:
+    if _shared_writes(cls) not in shared_writes.MODES:
         raise OperatorError(
-            f"{path}: Operator.shared_writes is {module.Operator.shared_writes!r:.80}; "
+            f"{path}: {class_name}.shared_writes is {_shared_writes(cls)!r:.80}; "
             f"use one of {', '.join(map(repr, shared_writes.MODES))}"
         )
-    handover = getattr(module.Operator, "handover", GONE)
+    handover = getattr(cls, "handover", GONE)
     if handover not in (GONE, DEAD):
         raise OperatorError(
-            f"{path}: Operator.handover is {handover!r:.80}; use {GONE!r} or {DEAD!r}"
+            f"{path}: {class_name}.handover is {handover!r:.80}; use {GONE!r} or {DEAD!r}"
         )
     return module
 

@@ -1,0 +1,554 @@
+"""OperatorHost: the runtime in a program of one's own, with the promises of a dataflow's node."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hosting import EAGER, LEDGER, PATIENCE_S, kill, ledger, wait_gone
+
+from dora_state import OperatorHost, RestartPolicy, Store
+from dora_state.errors import OperatorError
+
+KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "30"))
+
+
+@pytest.fixture(autouse=True)
+def runtime_directory(tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    directory.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    monkeypatch.delenv("DORA_STATE_DIR", raising=False)
+
+
+@pytest.fixture
+def operator(tmp_path) -> Path:
+    return write(tmp_path, LEDGER)
+
+
+def write(folder: Path, source: str, name: str = "op.py") -> Path:
+    path = folder / name
+    path.write_text(textwrap.dedent(source))
+    return path
+
+
+def make(operator: object, tmp_path: Path, **options: object) -> OperatorHost:
+    options = {"policy": EAGER, "durability": "process", **options}
+    return OperatorHost(operator, tmp_path / "state", **options)  # type: ignore[arg-type]
+
+
+def texts(outputs) -> list[str]:
+    return [output.value.decode() for output in outputs]
+
+
+def killer(host: OperatorHost, stop: threading.Event, kills: list[int], seed: int) -> None:
+    """Kills the worker at random moments, each one once."""
+    chance, last = random.Random(seed), 0
+    while not stop.is_set() and len(kills) < KILLS:
+        pid = host.status.get("worker_pid", 0)
+        if pid and pid != last:
+            time.sleep(chance.uniform(0, 0.02))
+            kill(pid)
+            kills.append(pid)
+            last = pid
+        else:
+            time.sleep(0.001)
+
+
+# With threads
+
+
+def test_send_returns_the_outputs_of_its_event(operator, tmp_path):
+    with make(operator, tmp_path) as host:
+        for n, line in enumerate(ledger(5)):
+            (output,) = host.send("in", str(n).encode())
+            assert (output.id, output.value, output.metadata) == ("sum", line.encode(), {})
+        pid = host.status["worker_pid"]
+        with Store(host.store_path, read_only=True) as store:
+            assert store["count"] == b"5"
+    assert host.outcome.clean
+    assert wait_gone(pid)
+
+
+def test_many_kills_lose_nothing_and_double_nothing(operator, tmp_path):
+    """Several threads send; each gets the outputs of its own events, and the account is exact."""
+    host = make(operator, tmp_path)
+    got: list[str] = []
+    sent = threading.Semaphore(0)
+    numbers = iter(range(1_000_000))
+    stop, kills, lock = threading.Event(), [], threading.Lock()
+
+    def drive() -> None:
+        while not stop.is_set():
+            with lock:
+                number = next(numbers)
+            (output,) = host.send("in", b"%d" % number, timeout=PATIENCE_S)
+            assert output.value.startswith(b"%d " % number)
+            got.append(output.value.decode())
+            sent.release()
+
+    with host:
+        threads = [threading.Thread(target=drive) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        killer(host, stop, kills, seed=1)
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    by_count = sorted(
+        ([int(part) for part in line.split()] for line in got), key=lambda each: each[1]
+    )
+    assert [count for _, count, _ in by_count] == list(range(1, len(got) + 1))
+    total = 0
+    for number, _, said in by_count:
+        total += number
+        assert said == total
+    assert sorted(number for number, _, _ in by_count) == list(range(len(got)))
+    assert len(kills) == KILLS
+    assert host.status["restarts"] == KILLS
+
+
+def test_submitted_events_come_out_of_the_iteration_in_order_through_kills(operator, tmp_path):
+    stop, kills = threading.Event(), []
+    with make(operator, tmp_path, queue_size=50) as host:
+        thread = threading.Thread(target=killer, args=(host, stop, kills, 2))
+        thread.start()
+        got = []
+        taker = threading.Thread(target=lambda: got.extend(texts(host)))
+        taker.start()
+        count = 0
+        while len(kills) < KILLS:  # each waits for room, so this keeps up with the operator
+            host.submit("in", b"%d" % count, timeout=PATIENCE_S)
+            count += 1
+        thread.join()
+        host.close_input()
+        taker.join(PATIENCE_S)
+    assert got == ledger(count)
+    assert host.outcome.clean
+
+
+def test_a_full_input_makes_the_source_wait(tmp_path):
+    gate = tmp_path / "gate"
+    operator = write(
+        tmp_path,
+        f"""
+        import os, time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                while not os.path.exists({str(gate)!r}):
+                    time.sleep(0.001)
+                send_output("out", event["value"])
+                return 0
+        """,
+    )
+    with make(operator, tmp_path, queue_size=3) as host:
+        for n in range(3):
+            host.submit("in", b"%d" % n)
+        with pytest.raises(TimeoutError, match="no room for an event of input 'in'"):
+            host.submit("in", b"refused", timeout=0.01)
+        host.submit("other", b"x")  # another input has room of its own
+        waiting = threading.Thread(target=host.submit, args=("in", b"3"))
+        waiting.start()
+        gate.touch()
+        waiting.join(PATIENCE_S)
+        host.close_input()
+        assert sorted(texts(host)) == ["0", "1", "2", "3", "x"]
+    assert host.status["dropped"] == {}
+
+
+def test_bytes_make_the_source_wait_too_but_never_for_ever(operator, tmp_path):
+    big = bytes(17 << 20)
+    source = """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("size", b"%d" % len(event["value"]))
+                return 0
+    """
+    with make(write(tmp_path, source), tmp_path) as host:
+        for _ in range(3):
+            host.submit("in", big)
+        host.close_input()
+        assert texts(host) == [str(len(big))] * 3
+
+
+def test_drop_oldest_drops_and_counts(tmp_path):
+    gate = tmp_path / "gate"
+    operator = write(
+        tmp_path,
+        f"""
+        import os, time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("began", event["value"])
+                while not os.path.exists({str(gate)!r}):
+                    time.sleep(0.001)
+                send_output("out", event["value"])
+                return 0
+        """,
+    )
+    with make(
+        operator, tmp_path, queue_size=2, overload="drop-oldest", immediate=["began"]
+    ) as host:
+        host.submit("in", b"0")
+        assert host.receive(PATIENCE_S).id == "began"  # it waits no more
+        answers: list[object] = []
+
+        def send() -> None:
+            try:
+                answers.append(host.send("in", b"1"))
+            except OperatorError as error:
+                answers.append(str(error))
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        while len(host._supervisor.input) < 1:
+            time.sleep(0.001)
+        for n in range(2, 6):
+            host.submit("in", b"%d" % n)
+        thread.join(PATIENCE_S)
+        assert answers == ["an event of input 'in' was given up: dropped, as the buffer was full"]
+        gate.touch()
+        host.close_input()
+        assert [output.value for output in host if output.id == "out"] == [b"0", b"4", b"5"]
+    assert host.status["dropped"] == {"in": 3}
+
+
+def test_a_send_that_takes_too_long_is_handled_all_the_same(tmp_path):
+    gate = tmp_path / "gate"
+    operator = write(
+        tmp_path,
+        f"""
+        import os, time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                while not os.path.exists({str(gate)!r}):
+                    time.sleep(0.001)
+                send_output("out", event["value"])
+                return 0
+        """,
+    )
+    with make(operator, tmp_path) as host:
+        with pytest.raises(TimeoutError, match=r"input 'in' was not handled within 0.01 s"):
+            host.send("in", b"late", timeout=0.01)
+        with pytest.raises(TimeoutError, match="no output came"):
+            host.receive(0.01)
+        gate.touch()
+        assert host.receive(PATIENCE_S).value == b"late"
+        assert texts(host.send("in", b"next")) == ["next"]
+
+
+def test_events_of_every_type_can_be_handed_in(tmp_path):
+    source = """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("saw", {"type": event["type"], "key": event.get("key")})
+                return 0
+    """
+    with make(write(tmp_path, source), tmp_path) as host:
+        host.submit_event({"type": "PARAM_UPDATE", "key": "gain", "value": 3})
+        assert host.receive(PATIENCE_S).value == {"type": "PARAM_UPDATE", "key": "gain"}
+        host.submit_event({"type": "STOP"})
+        assert [output.value["type"] for output in host] == ["STOP"]
+    assert host.outcome.clean
+
+
+# Its end
+
+
+def test_after_an_operators_own_stop_nothing_is_taken(tmp_path):
+    with make(write(tmp_path, LEDGER.replace("return 0", "return 1")), tmp_path) as host:
+        assert texts(host.send("in", b"7")) == ["7 1 7"]
+        assert host.receive(PATIENCE_S) is None
+        for call in (host.send, host.submit):
+            with pytest.raises(
+                OperatorError, match="operator op has ended: the operator asked to stop"
+            ):
+                call("in", b"8")
+
+
+def test_an_operator_that_is_given_up_answers_with_its_crash(tmp_path):
+    policy = RestartPolicy(restart_policy="never")
+    source = LEDGER.replace(
+        'number = int(event["value"])', 'number = int(event["value"]); assert number < 2'
+    )
+    with make(write(tmp_path, source), tmp_path, policy=policy) as host:
+        assert texts(host.send("in", b"1")) == ["1 1 1"]
+        with pytest.raises(
+            OperatorError, match=r"has ended: .*AssertionError(.|\n)*assert number < 2"
+        ):
+            host.send("in", b"2")
+    assert host.outcome.failed
+
+
+def test_an_operator_that_cannot_start_is_told_at_once(tmp_path):
+    policy = RestartPolicy(restart_policy="never")
+    source = LEDGER.replace("self.count = self.total = 0", "self.count = 1 / 0")
+    with (
+        pytest.raises(OperatorError, match=r"ZeroDivisionError"),
+        make(write(tmp_path, source), tmp_path, policy=policy),
+    ):
+        raise AssertionError("it must not come up")
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        ("missing.py", "is not a file"),
+        ("import nowhere", "nowhere"),
+        ("x = 1", "has no class Operator"),
+        (int, "class int cannot be imported by another process"),
+        (type("Local", (), {}), "has no class Local"),
+        (type("a.b", (), {}), "define it at the top of a Python file"),
+    ],
+)
+def test_what_is_no_operator_is_refused_and_leaves_nothing_behind(tmp_path, operator, message):
+    if isinstance(operator, str):
+        path = tmp_path / "op.py"
+        if not operator.endswith(".py"):
+            path.write_text(operator)
+        operator = path
+    with pytest.raises(OperatorError, match=message), make(operator, tmp_path):
+        raise AssertionError("it must not come up")
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"overload": "wait"}, {"queue_size": 0}, {"standby": "on"}, {"shutdown_grace_s": -1}],
+)
+def test_wrong_options_are_refused(operator, tmp_path, options):
+    with pytest.raises(ValueError, match=r"; use (one|0)|; use 1 or more"):
+        make(operator, tmp_path, **options)
+
+
+def test_it_starts_once(operator, tmp_path):
+    with make(operator, tmp_path) as host, pytest.raises(OperatorError, match="starts once"):
+        host.start()
+
+
+def test_an_operator_cannot_host_operators_by_being_imported(tmp_path):
+    source = f"""
+        import dora_state
+
+        dora_state.OperatorHost(__file__, {str(tmp_path / "inner")!r})
+
+        class Operator:
+            def on_event(self, event, send_output):
+                return 0
+    """
+    with (
+        pytest.raises(OperatorError, match='__name__ == "__main__"'),
+        make(write(tmp_path, source), tmp_path),
+    ):
+        raise AssertionError("it must not come up")
+
+
+# State
+
+
+def test_the_next_host_goes_on_unless_told_otherwise(operator, tmp_path):
+    def say(**options: object) -> str:
+        with make(operator, tmp_path, **options) as host:
+            return texts(host.send("in", b"1"))[0]
+
+    assert say() == "1 1 1"
+    assert say() == "1 2 2"
+    assert say(fresh=True) == "1 1 1"
+    assert say(keep=False) == "1 1 1"
+    assert say() == "1 2 2"
+
+
+def test_an_error_in_the_block_is_no_clean_end(operator, tmp_path):
+    with pytest.raises(ZeroDivisionError), make(operator, tmp_path, keep=False) as host:
+        host.send("in", b"1")
+        raise ZeroDivisionError
+    with make(operator, tmp_path, keep=False) as host:
+        assert texts(host.send("in", b"1")) == ["1 2 2"]
+
+
+def test_a_second_host_of_the_same_name_is_refused(operator, tmp_path):
+    refused = pytest.raises(OperatorError, match=r"the state of node 'op' .* is in use by process")
+    with make(operator, tmp_path), refused:
+        make(operator, tmp_path).start()
+
+
+def test_hosts_of_one_process_share_a_store(tmp_path):
+    writer = """
+        from dora_state import kvs_write
+
+        class Operator:
+            def on_event(self, event, send_output):
+                kvs_write("said", event["value"])
+                return 0
+    """
+    reader = """
+        from dora_state import kvs_read
+
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("heard", kvs_read("said", default=b"nothing"))
+                return 0
+    """
+    one = make(write(tmp_path, writer, "writer.py"), tmp_path)
+    other = make(write(tmp_path, reader, "reader.py"), tmp_path)
+    with one, other:
+        one.send("in", b"hello")
+        assert texts(other.send("in")) == ["hello"]
+
+
+def test_a_class_is_hosted_from_its_file(tmp_path, monkeypatch):
+    write(tmp_path, LEDGER.replace("class Operator", "class Adder"), "adders_of_this_test.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("adders_of_this_test")
+    with make(module.Adder, tmp_path) as host:
+        assert host.name == "Adder"
+        kill(host.status["worker_pid"])
+        assert texts(host.send("in", b"3")) == ["3 1 3"]
+
+
+HOST = """
+import json, sys
+from dora_state import OperatorHost
+
+if __name__ == "__main__":
+    with OperatorHost(sys.argv[1], sys.argv[2], durability="process") as host:
+        for line in sys.stdin:
+            (output,) = host.send("in", line.strip().encode())
+            print(json.dumps([host.status["worker_pid"], output.value.decode()]), flush=True)
+"""
+
+
+def test_a_killed_host_leaves_its_state_to_the_next_and_no_process(operator, tmp_path):
+    script = tmp_path / "host.py"
+    script.write_text(HOST)
+    process = subprocess.Popen(
+        [sys.executable, script, operator, tmp_path / "state"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for n, line in enumerate(ledger(3)):
+            process.stdin.write(f"{n}\n")
+            process.stdin.flush()
+            pid, said = json.loads(process.stdout.readline())
+            assert said == line
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert wait_gone(pid)
+    with make(operator, tmp_path, keep=False) as host:
+        assert texts(host.send("in", b"3")) == ledger(4)[3:]
+
+
+# With asyncio
+
+
+def test_asyncio_the_same_through_kills(operator, tmp_path):
+    stop, kills = threading.Event(), []
+
+    async def main() -> tuple[list[str], OperatorHost]:
+        got = []
+        inner = make(operator, tmp_path)
+        async with inner as host:
+            thread = threading.Thread(target=killer, args=(inner, stop, kills, 3))
+            thread.start()
+            count = 0
+            while len(kills) < KILLS:
+                answers = await asyncio.gather(
+                    *(host.send("in", b"%d" % n) for n in range(count, count + 5))
+                )
+                got += [line for answer in answers for line in texts(answer)]
+                count += 5
+            thread.join()
+        return got, inner
+
+    got, host = asyncio.run(main())
+    assert got == ledger(len(got))
+    assert host.outcome.clean
+
+
+def test_asyncio_iteration_and_room(operator, tmp_path):
+    async def main() -> list[str]:
+        async with make(operator, tmp_path, queue_size=2) as host:
+
+            async def feed() -> None:
+                for n in range(100):
+                    await host.submit("in", b"%d" % n)
+                host.close_input()
+
+            feeding = asyncio.create_task(feed())
+            got = [output.value.decode() async for output in host]
+            await feeding
+            assert host.outcome.clean
+            return got
+
+    assert asyncio.run(main()) == ledger(100)
+
+
+def test_asyncio_a_cancelled_call_takes_nothing_with_it(tmp_path):
+    """A cancelled send was taken: its output comes out of the iteration. A cancelled submit that waited for room was
+    not, and leaves the room to the next."""
+    gate = tmp_path / "gate"
+    operator = write(
+        tmp_path,
+        f"""
+        import os, time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                while not os.path.exists({str(gate)!r}):
+                    time.sleep(0.001)
+                send_output("out", event["value"])
+                return 0
+        """,
+    )
+
+    async def main() -> list[str]:
+        async with make(operator, tmp_path, queue_size=1) as host:
+            for call in (host.send("in", b"sent"), host.send("in", b"no room")):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(call, 0.05)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(host.receive(), 0.05)
+            gate.touch()
+            got = [(await host.receive()).value.decode()]
+            got += texts(await host.send("in", b"next"))
+            return got
+
+    assert asyncio.run(main()) == ["sent", "next"]
+
+
+def test_asyncio_an_error_in_the_block_ends_it(operator, tmp_path):
+    async def main(host: OperatorHost) -> None:
+        async with host as inside:
+            await inside.send("in", b"1")
+            raise ZeroDivisionError
+
+    host = make(operator, tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(main(host))
+    assert not host.outcome.clean
+
+
+def test_asyncio_a_bad_file_raises_at_the_start(tmp_path):
+    async def main() -> None:
+        async with make(tmp_path / "missing.py", tmp_path):
+            raise AssertionError("it must not come up")
+
+    with pytest.raises(OperatorError, match="is not a file"):
+        asyncio.run(main())
