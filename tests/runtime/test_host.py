@@ -103,6 +103,7 @@ def test_many_kills_lose_nothing_and_double_nothing(operator, tmp_path):
         for thread in threads:
             thread.start()
         killer(host, stop, kills, seed=1)
+        host.wait_status(lambda status: status["restarts"] == KILLS, PATIENCE_S)
         stop.set()
         for thread in threads:
             thread.join(PATIENCE_S)
