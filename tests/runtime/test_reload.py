@@ -77,6 +77,31 @@ def test_declared_fields_go_on_after_a_reload(host):
     assert hosted.wait_outputs(4)[3] == "new 4 {2: 3, 3: 4}"
 
 
+def test_a_reload_migrates_fields_and_is_refused_if_it_would_forget_one(host):
+    hosted = host(TYPED).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    fewer = TYPED.replace("count: int = state(0)", "count = 0")
+    write(hosted, fewer)
+    failure = reload(hosted)["failure"]
+    assert "the field count was saved, but the class does not declare it" in failure["error"]
+    hosted.send(1)
+    assert hosted.wait_outputs(2)[1] == "old 2 {0: 1, 1: 2}"
+    migration = """
+        state_version = 2
+
+        def migrate_state(self, state, version):
+            del state["count"]
+
+        def on_event"""
+    write(hosted, fewer.replace("\n        def on_event", migration).replace('b"old"', 'b"new"'))
+    assert reload(hosted) == {"reloaded": True}
+    hosted.send(2)
+    assert hosted.wait_outputs(3)[2] == "new 1 {1: 2, 2: 1}"
+    hosted.finish()
+    assert sorted(hosted.state()) == ["@", "@seen[1]", "@seen[2]"]
+
+
 BROKEN = {
     "a file that is no Python": ("def broken(:", "SyntaxError"),
     "a file that raises half-way": ("PREFIX = b'broken'\n1 / 0", "ZeroDivisionError"),
@@ -169,3 +194,20 @@ def test_a_socket_that_a_killed_host_has_left_is_no_obstacle(host, tmp_path):
     hosted = host().start()
     write(hosted, NEW)
     assert reload(hosted) == {"reloaded": True}
+
+
+def test_a_spare_that_is_importing_the_old_file_is_not_used_for_the_new(host, tmp_path):
+    """The first import goes through, the spare's waits at the fifo."""
+    source = f"""
+        import os
+        if os.path.exists({str(tmp_path / "first")!r}):
+            open({str(tmp_path / "fifo")!r}).read()
+        open({str(tmp_path / "first")!r}, "w").close()
+    """
+    os.mkfifo(tmp_path / "fifo")
+    hosted = host(textwrap.dedent(source) + textwrap.dedent(LEDGER)).start()
+    with open(tmp_path / "fifo", "w"):  # until it reads from there
+        write(hosted, NEW)
+        kill(hosted.wait_running()["worker_pid"])
+        hosted.send(0)
+        assert hosted.wait_outputs(1) == ["new 0 1 0"]

@@ -47,7 +47,8 @@ class Worker:
         self.outputs: ArenaFile | None = None  # where it puts large outputs
         self.pid = 0  # told with IMPORTED
         self.pidfd: int | None = None
-        self.signature: tuple[int, ...] | None = None  # of the operator's file, once imported
+        self.born_with: tuple[int, ...] | None = None  # the signature of the operator's file then
+        self.signature: tuple[int, ...] | None = None  # the same, as it was imported
         self.ready: dict[str, Any] = {}  # what READY told
         self.is_ready = False
         self.commits = 0
@@ -231,12 +232,17 @@ class Workers:
 
     def _is_current(self, spare: Worker) -> bool:
         """Whether the operator's file is still what the spare has imported."""
-        if spare.signature is None:
-            return True  # it is being imported just now
-        try:
-            return worker.file_signature(str(self._operator)) == spare.signature
-        except OSError:
+        now = self._file_signature()
+        if now is None:
             return True  # the file is gone: better an operator than none
+        # One that is just importing may have read the file before a change since its birth.
+        return now == (spare.signature or spare.born_with)
+
+    def _file_signature(self) -> tuple[int, ...] | None:
+        try:
+            return worker.file_signature(str(self._operator))
+        except OSError:
+            return None
 
     def wants_spare(self) -> bool:
         return self._has_spare and self._spare is None and not self.closing
@@ -249,6 +255,7 @@ class Workers:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         new = Worker(next(self._tokens), ours)
+        new.born_with = self._file_signature()
         with theirs, contextlib.suppress(OSError):  # a dead zygote is noticed and replaced
             self._zygote.spawn(new.token, theirs, new.lifeline.fileno(), late=self._imports_late)
         self._asked.add(new.token)
