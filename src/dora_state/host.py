@@ -223,11 +223,7 @@ class OperatorHost:
         given this event up; TimeoutError after `timeout` seconds. If the event was taken by then it will still
         be handled, and its outputs come out of the iteration.
         """
-        deadline = deadline_of(timeout)
-        event = self._make_room(_input(input_id, value, metadata), deadline)
-        answer: Future[list[Output]] = Future()
-        self._put(event, answer)
-        return wait(answer, deadline, f"input {input_id!r} was not handled within {timeout} s")
+        return self.send_event(_input(input_id, value, metadata), timeout=timeout)
 
     def submit(
         self,
@@ -244,8 +240,17 @@ class OperatorHost:
         """
         self.submit_event(_input(input_id, value, metadata), timeout=timeout)
 
+    def send_event(self, event: Mapping[str, Any], *, timeout: float | None = None) -> list[Output]:
+        """As `send`, with an event of any type, as dora would give it: `{"type": "PARAM_UPDATE", ...}`."""
+        deadline = deadline_of(timeout)
+        taken = self._make_room(event, deadline)
+        answer: Future[list[Output]] = Future()
+        self._put(taken, answer)
+        what = f"input {taken.id!r}" if taken.type == "INPUT" else taken.type
+        return wait(answer, deadline, f"{what} was not handled within {timeout} s")
+
     def submit_event(self, event: Mapping[str, Any], *, timeout: float | None = None) -> None:
-        """Hand over an event of any type, as dora would give it: `{"type": "PARAM_UPDATE", ...}`."""
+        """As `submit`, with an event of any type."""
         self._put(self._make_room(event, deadline_of(timeout)), None)
 
     def receive(self, timeout: float | None = None) -> Output | None:
@@ -380,9 +385,8 @@ class OperatorHost:
     def _ended_error(self) -> OperatorError:
         outcome = self._supervisor.outcome
         why = outcome.why if outcome is not None else "its host was stopped"
-        crash = self._status.get("last_crash")
-        if crash and not (outcome and outcome.clean):
-            why += f", after {crash['reason']}\n{crash.get('traceback') or ''}".rstrip()
+        if not (outcome and outcome.clean):
+            why += _of_crash(self._status.get("last_crash"))
         return OperatorError(f"operator {self.name} has ended: {why}; make a new OperatorHost")
 
     def _take_output(self, output: outputs.Output) -> None:
@@ -402,10 +406,16 @@ class OperatorHost:
             with self._lock:
                 self._unanswered.discard(answer)
             if how != inputs.DONE:
-                refuse(answer, OperatorError(f"an event of input {event.id!r} was given up: {how}"))
+                refuse(answer, self._given_up(event, how))
             elif serve(answer, [output for output, _ in sent]):
                 return
         self._stream.put(sent)
+
+    def _given_up(self, event: inputs.Event, how: str) -> OperatorError:
+        why = f"an event of input {event.id!r} was given up: {how}"
+        if how == inputs.DEAD:
+            why += _of_crash(self._supervisor.account.last_crash)
+        return OperatorError(why)
 
     def _take_status(self, status: dict[str, Any]) -> None:
         self._publisher.put(status)
@@ -428,9 +438,7 @@ class AsyncHost:
         self, input_id: str, value: Any = None, metadata: Mapping[str, Any] | None = None
     ) -> list[Output]:
         """Hand over an event, wait until it is committed, and return its outputs. See OperatorHost.send."""
-        answer: Future[list[Output]] = Future()
-        await self._put(_input(input_id, value, metadata), answer)
-        return await asyncio.wrap_future(answer)
+        return await self.send_event(_input(input_id, value, metadata))
 
     async def submit(
         self, input_id: str, value: Any = None, metadata: Mapping[str, Any] | None = None
@@ -438,8 +446,14 @@ class AsyncHost:
         """Hand over an event as soon as there is room."""
         await self._put(_input(input_id, value, metadata), None)
 
+    async def send_event(self, event: Mapping[str, Any]) -> list[Output]:
+        """As `send`, with an event of any type."""
+        answer: Future[list[Output]] = Future()
+        await self._put(event, answer)
+        return await asyncio.wrap_future(answer)
+
     async def submit_event(self, event: Mapping[str, Any]) -> None:
-        """Hand over an event of any type, as dora would give it."""
+        """As `submit`, with an event of any type."""
         await self._put(event, None)
 
     async def receive(self) -> Output | None:
@@ -486,6 +500,10 @@ def _input(input_id: str, value: Any, metadata: Mapping[str, Any] | None) -> dic
         raise TypeError(f"an input id is a str, not {type(input_id).__name__}: {input_id!r:.80}")
     content = {"kind": "dora", "type": "INPUT", "id": input_id, "value": value}
     return {**content, "metadata": dict(metadata or {})}
+
+
+def _of_crash(crash: Mapping[str, Any] | None) -> str:
+    return f", after {crash['reason']}\n{crash.get('traceback') or ''}".rstrip() if crash else ""
 
 
 def _locate(operator: str | os.PathLike[str] | type) -> tuple[Path, str]:

@@ -42,6 +42,7 @@ LAYERS = {
     "dora": {"_core", "errors", "location", "node_config", "runtime"},
     "futures": set(),
     "host": {"errors", "futures", "location", "operator", "runtime"},
+    "testing": {"codec", "errors", "host", "operator", "runtime", "store", "typed_state"},
     "portable": {"errors"},
     "replacement": {"_core", "errors", "store"},
     "cli": {

@@ -13,6 +13,9 @@ kill (SIGKILL, the default), abort, segv, exit, quit (sys.exit), raise, or stop 
 and with `shared_writes = "commit"` (shared_step.py), around the two stores and when a successor recovers:
 
     before-prepare after-prepare after-marker       recover after-claim after-recover
+
+DORA_STATE_KILL_FILE names a file that says it while the worker runs: `name@n=how`, for the first worker that gets
+there with that number or a higher one. It takes the file away (dora_state.testing).
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ RECOVERY_POINTS = ("recover", "after-claim", "after-recover")
 _OF_A_START = START_POINTS + RECOVERY_POINTS
 _NAMES = _OF_A_START + EVENT_POINTS + SHARED_POINTS
 ENVIRONMENT = "DORA_STATE_KILL"
+FILE_ENVIRONMENT = "DORA_STATE_KILL_FILE"
 
 
 class KilledError(Exception):
@@ -78,7 +82,7 @@ def _raise() -> None:
     raise KilledError("a kill point")
 
 
-_HOW: dict[str, Callable[[], None]] = {
+HOW: dict[str, Callable[[], None]] = {
     "kill": _kill,
     "stop": _stop,
     "abort": _abort,
@@ -94,13 +98,14 @@ def _parse(text: str) -> dict[tuple[str, int], str]:
     for item in filter(None, text.split(",")):
         place, _, how = item.partition("=")
         name, _, n = place.partition("@")
-        if name not in _NAMES or not n.isdigit() or (how or "kill") not in _HOW:
+        if name not in _NAMES or not n.isdigit() or (how or "kill") not in HOW:
             raise ValueError(f"{ENVIRONMENT} has {item!r}; use name@number or name@number=how")
         points[name, int(n)] = how or "kill"
     return points
 
 
 _points = _parse(os.environ.get(ENVIRONMENT, ""))
+_file = os.environ.get(FILE_ENVIRONMENT)
 _attempt = 1
 
 
@@ -110,11 +115,30 @@ def attempt(number: int) -> None:
     _attempt = number
 
 
+def _is_listed(name: str, n: int) -> bool:
+    return (name, n) in _points and (name in _OF_A_START or _attempt == 1)
+
+
+def _armed(name: str, n: int) -> str | None:
+    """How to die here, if the file says so."""
+    if _file is None:
+        return None
+    try:
+        with open(_file, encoding="ascii") as file:
+            [((wanted, least), how)] = _parse(file.read()).items()
+    except FileNotFoundError:
+        return None
+    return how if wanted == name and n >= least else None
+
+
 def is_set(name: str, n: int) -> bool:
-    return bool(_points) and (name, n) in _points and (name in _OF_A_START or _attempt == 1)
+    return _is_listed(name, n) or _armed(name, n) is not None
 
 
 def reach(name: str, n: int) -> None:
     """Die here if the environment says so."""
-    if _points and is_set(name, n):
-        _HOW[_points[name, n]]()
+    if _points and _is_listed(name, n):
+        HOW[_points[name, n]]()
+    if _file is not None and (how := _armed(name, n)) is not None:
+        os.unlink(_file)
+        HOW[how]()
