@@ -75,5 +75,10 @@ def hammer(Store store not None, bytes key, started):
     raise AssertionError(f"{found} after {number}")
 
 
+def calls(Store store not None):
+    """How many calls are under way."""
+    return store.direct_calls
+
+
 def save(str key, bytes value):
     save_state_direct(key, <const char *>value, len(value))

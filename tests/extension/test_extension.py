@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -114,7 +115,21 @@ def test_errors_are_those_of_a_store(direct, tmp_path):
             call()
 
 
-def test_closing_waits_for_calls_without_the_gil(direct, tmp_path):
+def test_closing_waits_for_a_long_call_without_the_gil(direct, tmp_path):
+    store = Store(tmp_path / "store")
+    value = b"x" * 100_000_000
+    put = threading.Thread(target=direct.put, args=(store, b"a", value))
+    put.start()
+    while not direct.calls(store):
+        time.sleep(0)
+    store.close()
+    assert not direct.calls(store)
+    put.join()
+    with Store(tmp_path / "store") as again:
+        assert again["a"] == value
+
+
+def test_calls_without_the_gil_that_come_too_late_are_told(direct, tmp_path):
     for _ in range(20):
         store = Store(tmp_path / "store")
         started = threading.Barrier(3)
