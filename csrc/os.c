@@ -85,6 +85,17 @@ static ds_status fail_file(const struct ds_directory *directory, const char *nam
     return ds__fail(status, error, "%s/%s: cannot %s: %s%s", directory->path, name, what, strerror(error), hint);
 }
 
+/* A process may have closed its standard streams. A file of ours that took the place of one would take in what any library
+ * prints, which has destroyed databases. */
+static int beyond_standard(int fd) {
+    if (fd < 0 || fd > 2)
+        return fd;
+    int moved = CALL(-1, fcntl(fd, F_DUPFD_CLOEXEC, 3)), error = errno;
+    close(fd);
+    errno = error;
+    return moved;
+}
+
 /* ---- directories ----------------------------------------------------------------------------------------------- */
 
 /* Network file systems and FUSE do not keep mappings coherent between machines; btrfs's copy on write moves the
@@ -119,7 +130,7 @@ ds_status ds__os_directory_open(const char *path, bool create, bool read_only, s
         else if (errno != EEXIST)
             return fail_path(path, "make the directory");
     }
-    int fd = CALL(-1, open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    int fd = beyond_standard(CALL(-1, open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)));
     if (fd < 0)
         return fail_path(path, "open the directory");
     struct stat info;
@@ -297,7 +308,7 @@ static ds_status check_file(const struct ds_directory *directory, const char *na
 
 ds_status ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd) {
     *fd = -1;
-    int opened = open_file(directory, name, mode);
+    int opened = beyond_standard(open_file(directory, name, mode));
     if (opened < 0) {
         if (errno == ENOENT && mode != DS_OS_CREATE)
             return ds__fail(DS_MISSING, ENOENT, "%s/%s: no such file", directory->path, name);

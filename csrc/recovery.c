@@ -160,16 +160,28 @@ static bool held(const ds_store *store, int fd) {
 
 enum verdict { USE, REBUILD, REBUILD_AFTER_REBOOT };
 
+/* Is the index that the page names lost, and nobody there who has it mapped? Then both can be made anew. */
+static bool index_is_lost(const ds_store *store, int fd, const struct ds_control *control) {
+    struct ds_index *index = NULL;
+    uint64_t generation = atomic_load_explicit(&control->generation, memory_order_acquire);
+    ds_status status = ds__index_open(&store->directory, store->uuid, generation, !store->options.read_only, &index);
+    ds__index_free(index);
+    return (status == DS_CORRUPT || status == DS_MISSING || status == DS_NOT_A_STORE) && !held(store, fd);
+}
+
 /* Compares the page's identity with what it must be. Of a page that differs nobody alive may hold on to the store. */
-static ds_status judge_control(const ds_store *store, int fd, const struct ds_control_identity *found,
-                               enum verdict *verdict) {
+static ds_status judge_control(const ds_store *store, int fd, const struct ds_control *control, enum verdict *verdict) {
+    const struct ds_control_identity *found = &control->identity;
     struct ds_control_identity expected;
     ds_status status = ds__control_identity(&store->directory, DS_CONTROL_NAME, fd, store->uuid, &expected);
     if (status != DS_OK)
         return status;
     *verdict = USE;
-    if (memcmp(found, &expected, sizeof expected) == 0)
+    if (memcmp(found, &expected, sizeof expected) == 0) {
+        if (index_is_lost(store, fd, control))
+            *verdict = REBUILD;
         return DS_OK;
+    }
     *verdict = memcmp(found->boot_id, expected.boot_id, sizeof expected.boot_id) == 0 ? REBUILD : REBUILD_AFTER_REBOOT;
     if (!held(store, fd))
         return DS_OK;
@@ -202,7 +214,7 @@ static ds_status attach(ds_store *store, enum verdict *verdict) {
     if (status == DS_OK && size == DS_CONTROL_BYTES)
         status = ds__os_map(&store->directory, DS_CONTROL_NAME, fd, size, writable, &page);
     if (status == DS_OK && page != NULL)
-        status = judge_control(store, fd, &((struct ds_control *)page)->identity, verdict);
+        status = judge_control(store, fd, page, verdict);
     if (status == DS_OK && *verdict == USE)
         status = ds__os_flock(&store->directory, DS_CONTROL_NAME, fd, DS_OS_SHARED, store->options.lock_timeout_ms);
     if (status == DS_OK && *verdict == USE) {

@@ -595,8 +595,17 @@ MUTANTS = [
         "recovery.c",
         "a copy, or another container, uses a lock whose owner it cannot know",
         (
-            "    if (memcmp(found, &expected, sizeof expected) == 0)\n        return DS_OK;",
-            "    if (memcmp(found->uuid, expected.uuid, sizeof expected.uuid) == 0)\n        return DS_OK;",
+            "    if (memcmp(found, &expected, sizeof expected) == 0) {",
+            "    if (memcmp(found->uuid, expected.uuid, sizeof expected.uuid) == 0) {",
+        ),
+    ),
+    mutant(
+        "lost-index-stays-lost",
+        "recovery.c",
+        "a damaged index makes a store unreadable until the next reboot",
+        (
+            "        if (index_is_lost(store, fd, control))",
+            "        if (false && index_is_lost(store, fd, control))",
         ),
     ),
     mutant(
@@ -780,13 +789,27 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "blob-length-32-bit",
+        "blob.c",
+        "of a value of more than 4 GiB only the rest is kept",
+        (
+            "struct ds_blob_reference reference = {.size = size};",
+            "struct ds_blob_reference reference = {.size = (uint32_t)size};",
+        ),
+    ),
+    mutant(
+        "standard-streams-taken",
+        "os.c",
+        "what a library prints is written into a store's file",
+        ("    if (fd < 0 || fd > 2)", "    if (fd < 3 || fd > 2)"),
+    ),
+    mutant(
         "page-of-another-libc",
         "recovery.c",
         "a lock of another libc is used as if it were this one's",
         (
-            "    if (memcmp(found, &expected, sizeof expected) == 0)\n        return DS_OK;",
-            "    expected.libc = found->libc;\n"
-            "    if (memcmp(found, &expected, sizeof expected) == 0)\n        return DS_OK;",
+            "    if (memcmp(found, &expected, sizeof expected) == 0) {",
+            "    expected.libc = found->libc;\n    if (memcmp(found, &expected, sizeof expected) == 0) {",
         ),
     ),
     # ---- repair --------------------------------------------------------------------------------
@@ -848,6 +871,9 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "blob-length-32-bit": "test_large i25_a_value_of_gigabytes_comes_back",
+    "standard-streams-taken": "test_regressions no_file_of_a_store_becomes_standard_error",
+    "lost-index-stays-lost": "test_damage a_lost_index_is_made_anew",
     "synced-below-the-start": "test_damage a_floor_below_the_start_of_the_log_hurts_nothing",
     "repair-trusts-the-commit-point": "test_hostile i28_words_of_the_control_page_are_not_believed",
     "tail-believed": "test_hostile i28_words_of_the_control_page_are_not_believed",

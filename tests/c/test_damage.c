@@ -10,6 +10,7 @@
 #include "control.h"
 #include "format.h"
 #include "image.h"
+#include "store.h"
 #include "store_help.h"
 
 enum { VALUE = 1000 };
@@ -245,6 +246,33 @@ static void a_missing_segment_is_reported(const char *dir) {
     free(whole);
 }
 
+/* The index is derived: where nobody has it mapped, a lost or damaged one is made anew, in the same boot too. */
+static void a_lost_index_is_made_anew(const char *dir) {
+    static const char nonsense[100000] = "nonsense";
+    static const size_t sizes[] = {0, 9, sizeof nonsense};
+    ds_options reading = options_default();
+    reading.create = false;
+    reading.read_only = true;
+    for (size_t i = 0; i < 1 + CHECK_COUNT(sizes); i++) {
+        char *path = check_format("%s/%zu", dir, i);
+        ds_store *store = open_store(path);
+        put_filled(store, "a", 'a');
+        char *index = check_format("%s/index.%016llx", path, (unsigned long long)store->control->generation);
+        CHECK_OK(ds_close(store));
+        CHECK(unlink(index) == 0);
+        if (i < CHECK_COUNT(sizes))
+            write_at(index, nonsense, sizes[i], 0);
+        store = open_with(path, reading);
+        CHECK_EQ(filled_with(store, "a"), 'a');
+        CHECK_OK(ds_close(store));
+        store = open_store(path);
+        CHECK_EQ(filled_with(store, "a"), 'a');
+        put_filled(store, "a", 'b');
+        CHECK_OK(ds_verify(store, NULL));
+        CHECK_OK(ds_close(store));
+    }
+}
+
 static void turn_over_and_die(void *context) {
     ds_store *store = open_store(context);
     for (int i = 0; i < 300; i++)
@@ -277,6 +305,7 @@ static void a_floor_below_the_start_of_the_log_hurts_nothing(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
+        TEST(a_lost_index_is_made_anew),
         TEST(a_floor_below_the_start_of_the_log_hurts_nothing),
         TEST(frames_of_another_history_are_not_accepted),
         TEST(segments_of_another_history_are_not_accepted),

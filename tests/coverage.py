@@ -1,0 +1,126 @@
+"""What of the engine the C tests run: lines and branches of commit, recovery and compaction, by gcov.
+
+    python3 tests/coverage.py            builds build/coverage, runs the C tests, prints a table and what is not taken
+    python3 tests/coverage.py --all      the table for all files of csrc
+    python3 tests/coverage.py --again    from the last run
+
+The engine is linked into the tests as it is, and once more with failing system calls (tests/c/faults): what either
+takes counts. A branch that no test takes must have its reason in UNTAKEN, or the command fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "coverage"
+OBJECTS = ["CMakeFiles/dora_state_core.dir/csrc", "tests/c/faults/CMakeFiles/faulty_engine.dir"]
+FILES = ["append.c", "commit.c", "writer.c", "recovery.c", "rebuild.c", "log.c", "compaction.c"]
+FLAGS = "--coverage -O0 -fprofile-update=atomic"
+LEFT_OUT = "large|fuzz|kill_sweep|linearizability|every_instruction|bit_flips"  # slow, and they take no other branch
+
+# Why no test takes a branch of a line: a piece of the line, and the reason.
+UNTAKEN: dict[str, dict[str, str]] = {}
+
+
+def build() -> None:
+    words = ["cmake", "-S", ROOT, "-B", BUILD, "-DCMAKE_BUILD_TYPE=None"]
+    words += [f"-DCMAKE_C_FLAGS={FLAGS}", "-DDORA_STATE_PYTHON=OFF", "-DDORA_STATE_TESTS=ON"]
+    if shutil.which("ninja") and not (BUILD / "CMakeCache.txt").exists():
+        words += ["-G", "Ninja"]
+    jobs = str(os.cpu_count() or 1)
+    for command in (words, ["cmake", "--build", BUILD, "--parallel", jobs]):
+        subprocess.run([str(w) for w in command], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+
+
+def run_tests() -> None:
+    for data in BUILD.rglob("*.gcda"):
+        data.unlink()
+    command = ["ctest", "--test-dir", BUILD, "-E", LEFT_OUT, "--output-on-failure"]
+    command += ["--parallel", str(os.cpu_count() or 1)]
+    subprocess.run([str(word) for word in command], check=True)
+
+
+class File:
+    """The lines of one source and how often each, and each branch of it, was taken."""
+
+    def __init__(self) -> None:
+        self.lines: dict[int, int] = defaultdict(int)
+        self.branches: dict[tuple[int, int], int] = defaultdict(int)
+
+    def add(self, lines: list[dict]) -> None:
+        for line in lines:
+            number = line["line_number"]
+            self.lines[number] += line["count"]
+            for i, branch in enumerate(line["branches"]):
+                self.branches[number, i] += branch["count"]
+
+    @staticmethod
+    def percent(counts) -> str:
+        counts = list(counts)
+        taken = sum(count > 0 for count in counts)
+        return f"{taken}/{len(counts)} ({100 * taken / max(1, len(counts)):.1f} %)"
+
+
+def read() -> dict[str, File]:
+    files: dict[str, File] = defaultdict(File)
+    for folder in OBJECTS:
+        for data in sorted((BUILD / folder).rglob("*.gcda")):
+            done = subprocess.run(
+                ["gcov", "--branch-probabilities", "--json-format", "--stdout", data],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=BUILD,
+            )
+            for document in done.stdout.splitlines():
+                for file in json.loads(document)["files"]:
+                    files[Path(file["file"]).name].add(file["lines"])
+    return files
+
+
+def print_untaken(name: str, file: File) -> int:
+    """Each line with a branch that nobody took, and why. How many have no reason."""
+    text = (ROOT / "csrc" / name).read_text().splitlines()
+    unexplained = 0
+    for number in sorted({line for (line, _), count in file.branches.items() if count == 0}):
+        line = text[number - 1].strip()
+        reasons = [why for piece, why in UNTAKEN.get(name, {}).items() if piece in line]
+        unexplained += not reasons
+        print(f"{name}:{number}: {line}\n    {reasons[0] if reasons else 'NO REASON'}")
+    return unexplained
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Line and branch coverage of the engine.")
+    parser.add_argument("--all", action="store_true", help="every file of csrc in the table")
+    parser.add_argument("--again", action="store_true", help="do not run the tests again")
+    options = parser.parse_args()
+    if not options.again:
+        build()
+        run_tests()
+    files = read()
+    print("| file | lines | branches |\n| --- | --- | --- |")
+    shown = sorted(name for name in files if name.endswith(".c")) if options.all else FILES
+    for name in shown:
+        file = files[name]
+        lines, branches = File.percent(file.lines.values()), File.percent(file.branches.values())
+        print(f"| {name} | {lines} | {branches} |")
+    print()
+    unexplained = sum(print_untaken(name, files[name]) for name in FILES)
+    if unexplained:
+        print(
+            f"{unexplained} lines have a branch that no test takes, and no reason", file=sys.stderr
+        )
+    return 1 if unexplained else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
