@@ -4,6 +4,7 @@
     ├── .dora-state           says that the directory is ours, and its format
     ├── counter/              the private store of the operator of node `counter`
     ├── counter.lock          locked by the node's host while it lives; records its run, and how it ended
+    ├── counter.control       a socket: where the command line asks that host for something
     ├── counter.discarded-*/  state that was not adopted, on its way out
     ├── shared/               the shared store of the dataflow
     └── shared.lock, .users   who uses the shared store: membership.py
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 _TAG = ".dora-state"
+_REPLAY = "replay"  # how a run has ended of which a dead letter is to be handled by the next
 _ELSEWHERE = "choose another place with --state-dir or DORA_STATE_DIR"
 _NAME_LIMIT = (
     120  # of an escaped node id: leaves room for our suffixes below the 255 bytes of a file name
@@ -213,6 +215,19 @@ def starts_empty(root: Path, name: str) -> bool:
     return peek(root / f"{name}.lock").get("ended") == "clean"
 
 
+def adopt_next(root: Path, name: str) -> None:
+    """Has the next run adopt this store though the last ended with a clean stop: it holds what somebody wants
+    handled. For who holds the node's lock.
+    """
+    lock = LockFile(root / f"{name}.lock")
+    try:
+        record = lock.read()
+        if record.get("ended") == "clean":
+            lock.write({**record, "ended": _REPLAY})
+    finally:
+        lock.close()
+
+
 def _check_root(root: Path) -> bool:
     """Refuses a directory that this process must not or cannot use; returns whether it is known to be ours."""
     tag = _read_tag(root)
@@ -349,6 +364,8 @@ def _reason(past: dict[str, Any], dataflow_id: str) -> str:
         return "its host was restarted"
     if past.get("ended") == "clean":
         return "--keep"
+    if past.get("ended") == _REPLAY:
+        return "a dead letter waits for its replay"
     return f"run {past.get('dataflow_id', '(unknown)')} did not end with a clean stop"
 
 

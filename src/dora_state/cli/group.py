@@ -16,6 +16,8 @@ COMMANDS = (
     "get",
     "watch",
     "stats",
+    "dead-letters",
+    "reload",
     "put",
     "delete",
     "verify",
