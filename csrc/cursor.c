@@ -18,7 +18,8 @@ struct ds_cursor {
     size_t count, room, next;
     struct ds_segment **pinned; /* by base, as `offsets` */
     size_t pins, at;
-    ds_value lent; /* by ds_cursor_peek(); of a blob it has an owner */
+    ds_value lent;     /* by ds_cursor_peek(); of a blob it has an owner */
+    uint64_t deadline; /* of the key that ds_cursor_next() gave last; 0: it has none */
 };
 
 static ds_status collect(ds_cursor *cursor, uint64_t offset) {
@@ -313,10 +314,23 @@ ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, 
         return status;
     *key = ds__record_key(found.record);
     *key_size = found.record->key_size;
+    cursor->deadline = 0;
+    if (ds__op_expires(found.record->op)) {
+        struct ds_expiry expiry;
+        memcpy(&expiry, ds__record_value(found.record, found.record->key_size), sizeof expiry);
+        cursor->deadline = expiry.deadline;
+    }
     status = ds__record_still_there(cursor->store, &found);
     if (status != DS_OK)
         ds_unpin(value);
     return status;
+}
+
+uint64_t ds_cursor_ttl(const ds_cursor *cursor) {
+    if (cursor->deadline == 0)
+        return 0;
+    uint64_t now = ds__clock_now(cursor->store->control);
+    return cursor->deadline > now ? cursor->deadline - now : 1; /* it was there when the cursor was opened */
 }
 
 void ds_cursor_close(ds_cursor *cursor) {

@@ -170,6 +170,8 @@ ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out);
 /* DS_MISSING after the last one. The value comes pinned; the key stays readable until the cursor
  * is closed. */
 ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value);
+/* How many ns are left to the key that ds_cursor_next() gave last; 0: it does not expire. */
+uint64_t ds_cursor_ttl(const ds_cursor *cursor);
 /* As ds_cursor_next(), but the value is not pinned: it is readable until the cursor moves on or is closed. */
 ds_status ds_cursor_peek(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value);
 void ds_cursor_close(ds_cursor *cursor);

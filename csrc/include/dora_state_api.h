@@ -69,7 +69,8 @@ extern "C" {
     X(count)                                                                                                           \
     X(turn_wait)                                                                                                       \
     X(turn_take)                                                                                                       \
-    X(turn_end)
+    X(turn_end)                                                                                                        \
+    X(cursor_ttl)
 
 struct ds_api {
     uint32_t version; /* DS_API_VERSION of the engine */

@@ -110,6 +110,7 @@ cdef extern from "dora_state.h" nogil:
 
     ds_status ds_cursor_open(ds_store *store, uint8_t keyspace, ds_cursor **out)
     ds_status ds_cursor_next(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value)
+    uint64_t ds_cursor_ttl(const ds_cursor *cursor)
     ds_status ds_cursor_peek(ds_cursor *cursor, const void **key, size_t *key_size, ds_value *value)
     void ds_cursor_close(ds_cursor *cursor)
 

@@ -793,7 +793,8 @@ cdef class _Scan:
         if self.what == VIEWS:
             pinned = _Pinned.__new__(_Pinned)
             pinned.value = value[0]
-            return _name(key, key_size), memoryview(pinned), value.sequence
+            ttl = ds_cursor_ttl(self.cursor)
+            return _name(key, key_size), memoryview(pinned), value.sequence, ttl / 1e9 if ttl else None
         if self.what == KEYS:
             return _name(key, key_size)
         if self.what == VALUES:

@@ -2,7 +2,7 @@
 
     magic     8 bytes
     header    a msgpack map
-    entries   for each key a msgpack array [key, size], then its value in pieces of at most 1 MiB
+    entries   for each key a msgpack array [key, size, time to live], then its value in pieces of at most 1 MiB
     end       a msgpack map {"keys", "bytes"}
     checksum  32 bytes: SHA-256 of everything before
 
@@ -26,6 +26,7 @@ FORMAT = 1
 PIECE_BYTES = 1 << 20
 _DIGEST_BYTES = 32
 _KEY_LIMIT = 65535
+_TTL_LIMIT_S = 10 * 366 * 86400
 
 
 class Damaged(FormatError):
@@ -33,9 +34,11 @@ class Damaged(FormatError):
 
 
 def write(
-    file: BinaryIO, entries: Iterable[tuple[bytes, memoryview]], header: dict[str, Any]
+    file: BinaryIO,
+    entries: Iterable[tuple[bytes, memoryview, float | None]],
+    header: dict[str, Any],
 ) -> Iterator[int]:
-    """Writes a whole file; yields how many bytes of values are in it so far."""
+    """Writes a whole file of (key, value, seconds left to live); yields how many bytes of values are in it so far."""
     packer = msgpack.Packer()
     digest = hashlib.sha256()
 
@@ -46,8 +49,8 @@ def write(
     out(MAGIC)
     out(packer.pack({"format": FORMAT, "written": time.time(), **header}))
     keys = done = 0
-    for key, value in entries:
-        out(packer.pack([key, len(value)]))
+    for key, value, ttl in entries:
+        out(packer.pack([key, len(value), ttl]))
         for at in range(0, len(value), PIECE_BYTES):
             out(packer.pack(bytes(value[at : at + PIECE_BYTES])))
         keys += 1
@@ -75,11 +78,11 @@ class Reader:
                 " use the dora-state that wrote it"
             )
 
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys with their values. Raises Damaged, possibly only after the last one."""
+    def entries(self) -> Iterator[tuple[bytes, bytes, float | None]]:
+        """Keys, values, seconds left to live. Raises Damaged, possibly only after the last one."""
         keys = done = 0
         while isinstance(item := self._next(), list):
-            key, size = self._entry(item)
+            key, size, ttl = self._entry(item)
             pieces = []
             for at in range(0, size, PIECE_BYTES):
                 piece = self._next()
@@ -88,7 +91,7 @@ class Reader:
                 pieces.append(piece)
             keys += 1
             done += size
-            yield key, b"".join(pieces)
+            yield key, b"".join(pieces), ttl
         if item != {"keys": keys, "bytes": done}:
             raise self._damaged("it does not hold as many keys as it should")
         if self._body.rest() or self._unpacker.tell() != self._body.length - len(MAGIC):
@@ -96,11 +99,13 @@ class Reader:
         if not self._body.is_intact():
             raise self._damaged("its checksum is wrong")
 
-    def _entry(self, item: list[Any]) -> tuple[bytes, int]:
-        if len(item) == 2 and isinstance(item[0], bytes) and type(item[1]) is int:
-            key, size = item
-            if len(key) <= _KEY_LIMIT and size >= 0:
-                return key, size
+    def _entry(self, item: list[Any]) -> tuple[bytes, int, float | None]:
+        if len(item) == 3:
+            key, size, ttl = item
+            is_key = isinstance(key, bytes) and len(key) <= _KEY_LIMIT
+            lives = ttl is None or (type(ttl) is float and 0 < ttl <= _TTL_LIMIT_S)
+            if is_key and type(size) is int and size >= 0 and lives:
+                return key, size, ttl
         raise self._damaged("it holds what is no key")
 
     def _next(self) -> Any:

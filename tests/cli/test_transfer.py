@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import random
 import shutil
@@ -58,11 +59,23 @@ def test_the_file_is_what_its_documentation_says(call, folder, state):
     header, *items, end = msgpack.Unpacker(io.BytesIO(data[8:-32]))
     assert (header["format"], header["sequence"], header["node"]) == (1, 1, None)
     assert sorted(zip(items[::2], items[1::2], strict=True)) == [
-        ([b"map/name", 4], b"hall"),
-        ([b"map/origin", 2], b"\x01\x02"),
-        ([b"mode", 5], b"drive"),
+        ([b"map/name", 4, None], b"hall"),
+        ([b"map/origin", 2, None], b"\x01\x02"),
+        ([b"mode", 5, None], b"drive"),
     ]
     assert end == {"keys": 3, "bytes": 11}
+
+
+def test_a_time_to_live_goes_on(call, state, other):
+    with Store(state / "shared") as store:
+        store.put("lease", b"mine", ttl=1000)
+    assert call("export", "file").code == 0
+    assert call("import", "file", "--store", other).code == 0
+    record = json.loads(call("list", "lease", "--store", other, "--format", "json").text)
+    assert 0 < record["ttl"] <= 1000
+    said = call("list", "--store", other)
+    assert said.lines[0].split() == ["KEY", "SIZE", "SEQUENCE", "TTL", "VALUE"]
+    assert "ttl" not in json.loads(call("list", "mode", "--format", "json").text)
 
 
 def test_export_does_not_replace_a_file_unless_asked(call, folder, state):

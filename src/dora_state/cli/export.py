@@ -35,8 +35,8 @@ def export(place: Place, file: Path, prefix: str, force: bool) -> None:
     with places.existing(place).read() as store:
         stats = store.stats()
         entries = (
-            (key.encode("utf-8", "surrogateescape"), value)
-            for key, value, _ in store._scan(USER, views=True)
+            (key.encode("utf-8", "surrogateescape"), value, ttl)
+            for key, value, _, ttl in store._scan(USER, views=True)
             if key.startswith(wanted)
         )
         header = {"sequence": stats["sequence"], "node": place.node}

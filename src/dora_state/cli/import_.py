@@ -29,7 +29,7 @@ _COMMIT_BYTES = 32 << 20
 _MEMORY_BYTES = 256 << 20
 _INLINE_BYTES = 64 << 10
 _RECORD_BYTES = 64
-_Entry = tuple[Key, bytes]
+_Entry = tuple[Key, bytes, float | None]
 
 
 @click.command("import")
@@ -63,10 +63,10 @@ def _opened(file: Path) -> contextlib.AbstractContextManager[BinaryIO]:
 
 def _told(reader: portable.Reader, tell: Callable[[int], None]) -> Iterator[_Entry]:
     done = 0
-    for raw, value in reader.entries():
+    for raw, value, ttl in reader.entries():
         done += len(value)
         tell(done)
-        yield places.key_of_bytes(raw), value
+        yield places.key_of_bytes(raw), value, ttl
 
 
 def _import(place: Place, entries: Iterator[_Entry], overwrite: bool, create: bool) -> int:
@@ -88,8 +88,8 @@ def _take(entries: Iterator[_Entry]) -> tuple[list[_Entry], bool]:
     """As many entries as one commit takes, and whether the file ends with them, intact."""
     taken = []
     logged = memory = 0
-    for key, value in entries:
-        taken.append((key, value))
+    for key, value, ttl in entries:
+        taken.append((key, value, ttl))
         logged += _RECORD_BYTES + len(key) * 4 + min(len(value), _INLINE_BYTES)
         memory += len(value)
         if logged >= _COMMIT_BYTES or memory >= _MEMORY_BYTES:
@@ -104,12 +104,12 @@ def _in_one_commit(place: Place, entries: list[_Entry], overwrite: bool) -> int:
 
 def _put(place: Place, store: Store, entries: list[_Entry], overwrite: bool) -> int:
     batch = store.batch()
-    for key, value in entries:
-        batch.put(key, value, expected=None if overwrite else 0)
+    for key, value, ttl in entries:
+        batch.put(key, value, expected=None if overwrite else 0, ttl=ttl)
     try:
         batch.commit()
     except Conflict:
-        there = [key for key, _ in entries if store._view(USER, key) is not None]
+        there = [key for key, _, _ in entries if store._view(USER, key) is not None]
         if not there:  # not any more
             raise
         shown = text.visible(text.of_key(there[0]))

@@ -20,15 +20,25 @@ def list_(place: Place, prefix: str, keys: bool, style: str) -> None:
     rows = []
     with places.existing(place).read() as store:
         found = store._scan(USER, views=True)
-        for key, value, sequence in sorted(row for row in found if row[0].startswith(wanted)):
+        for key, value, sequence, ttl in sorted(row for row in found if row[0].startswith(wanted)):
+            shown = values.line(value, key)
             if keys:
                 click.echo(text.visible(key))
             elif style == "json":
-                output.json_line(
-                    {**places.record(key, value, sequence), "value": values.line(value, key)}
-                )
+                lives = {} if ttl is None else {"ttl": ttl}
+                output.json_line({**places.record(key, value, sequence), **lives, "value": shown})
             else:
                 size = output.Number(text.size(len(value)))
-                rows.append((text.visible(key), size, sequence, values.line(value, key)))
+                lives_s = output.Number("" if ttl is None else f"{ttl:.1f} s")
+                rows.append((text.visible(key), size, sequence, lives_s, shown))
     if style == "table" and not keys:
-        output.table(("key", "size", "sequence", "value"), rows)
+        _table(rows)
+
+
+def _table(rows: list[tuple[object, ...]]) -> None:
+    """A time to live has a column when there is one."""
+    columns = ("key", "size", "sequence", "ttl", "value")
+    if not any(row[3] for row in rows):
+        columns = ("key", "size", "sequence", "value")
+        rows = [(*row[:3], row[4]) for row in rows]
+    output.table(columns, rows)

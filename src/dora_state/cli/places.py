@@ -284,7 +284,7 @@ def complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) ->
         state_dir, store_dir = (_path(ctx.params.get(name)) for name in ("state_dir", "store"))
         place = find(ctx.params.get("node"), ctx.params.get("dataflow"), state_dir, store_dir)
         with existing(place).read() as store:
-            keys = (key for key, _, _ in store._scan(USER, views=True))
+            keys = (key for key, *_ in store._scan(USER, views=True))
             return sorted(key for key in keys if key.startswith(incomplete) and key.isprintable())
     return []
 
