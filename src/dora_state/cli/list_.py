@@ -8,6 +8,8 @@ from .._core import USER
 from . import output, places, text, values
 from .places import Place
 
+_Row = tuple[str, output.Number, int, output.Number, str]
+
 
 @click.command("list")
 @click.argument("prefix", default="", shell_complete=places.complete_key)
@@ -17,7 +19,7 @@ from .places import Place
 def list_(place: Place, prefix: str, keys: bool, style: str) -> None:
     """List the keys that begin with PREFIX, as of one point, with the beginning of their values."""
     wanted = text.of_key(places.key_of(prefix))
-    rows = []
+    rows: list[_Row] = []
     with places.existing(place).read() as store:
         found = store._scan(USER, views=True)
         for key, value, sequence, ttl in sorted(row for row in found if row[0].startswith(wanted)):
@@ -35,10 +37,10 @@ def list_(place: Place, prefix: str, keys: bool, style: str) -> None:
         _table(rows)
 
 
-def _table(rows: list[tuple[object, ...]]) -> None:
+def _table(rows: list[_Row]) -> None:
     """A time to live has a column when there is one."""
-    columns = ("key", "size", "sequence", "ttl", "value")
-    if not any(row[3] for row in rows):
+    if any(row[3] for row in rows):
+        output.table(("key", "size", "sequence", "ttl", "value"), rows)
+    else:
         columns = ("key", "size", "sequence", "value")
-        rows = [(*row[:3], row[4]) for row in rows]
-    output.table(columns, rows)
+        output.table(columns, [(*row[:3], row[4]) for row in rows])
