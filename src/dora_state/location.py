@@ -7,7 +7,7 @@
     ├── counter.control       a socket: where the command line asks that host for something
     ├── counter.discarded-*/  state that was not adopted, on its way out
     ├── shared/               the shared store of the dataflow
-    └── shared.lock, .users   who uses the shared store: membership.py
+    └── shared.lock, .users   who uses the shared store, and when two dataflows may: membership.py
 
 A run is a dataflow id, which dora makes anew at each start. Within a run state is always carried on, also when dora
 restarts our host. Between runs, after a clean stop, a run starts empty; after any other end, and also when we cannot
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 _TAG = ".dora-state"
 _REPLAY = "replay"  # how a run has ended of which a dead letter is to be handled by the next
+_DEFAULT = "state"
 _ELSEWHERE = "choose another place with --state-dir or DORA_STATE_DIR"
 _NAME_LIMIT = (
     120  # of an escaped node id: leaves room for our suffixes below the 255 bytes of a file name
@@ -125,7 +126,7 @@ def claim(
         adopted = _is_adopted(root / name, past, dataflow_id, keep=keep, fresh=fresh)
         if not adopted:
             _check_discardable(root / name)
-        member = join_shared(root, dataflow_id, operator=name, keep=keep)
+        member = join_shared(root, dataflow_id, operator=name, keep=keep, cwd=cwd)
         undo.callback(member.close)
         if not adopted:
             _discard(root / name)
@@ -140,10 +141,16 @@ def claim(
 
 
 def join_shared(
-    root: Path, dataflow_id: str, *, operator: str | None = None, keep: bool = False
+    root: Path, dataflow_id: str, *, operator: str | None = None, keep: bool = False, cwd: Path
 ) -> Membership:
-    """Makes this process a user of the dataflow's shared store, in `root / "shared"`, for as long as it lives."""
-    return membership.join(root, dataflow_id, operator=operator, keep=keep, patience_s=_PATIENCE_S)
+    """Makes this process a user of the dataflow's shared store, in `root / "shared"`, for as long as it lives.
+
+    `cwd` is the directory of the dataflow: the one place that nobody has to name.
+    """
+    named = os.path.realpath(root) != os.path.realpath(cwd / _DEFAULT)
+    return membership.join(
+        root, dataflow_id, operator=operator, keep=keep, named=named, patience_s=_PATIENCE_S
+    )
 
 
 def enter(root: Path, dataflow_id: str, *stores: str) -> None:
@@ -164,7 +171,7 @@ def _check_same(dataflow_id: str, noted: Path, root: Path) -> None:
 
 def resolve(state_dir: Path | None, cwd: Path) -> Path:
     """The state directory as an absolute path: what was asked for, else DORA_STATE_DIR, else `state` in `cwd`."""
-    return cwd / (state_dir or os.environ.get("DORA_STATE_DIR") or "state")
+    return cwd / (state_dir or os.environ.get("DORA_STATE_DIR") or _DEFAULT)
 
 
 def prepare(root: Path, *stores: str) -> None:

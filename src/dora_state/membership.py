@@ -1,12 +1,14 @@
 """The life of the shared store: which run it belongs to, who uses it, and when it is emptied.
 
     shared.lock     locked for an instant, while somebody joins or leaves. Its record: the run (a dataflow id), the
-                    operators that have not ended cleanly, whether there were any, whether one of them said `keep`.
+                    operators that have not ended cleanly, whether there were any, whether one of them said `keep`,
+                    whether the run has named this place, and which other runs have joined it.
     shared.users    locked, together, by every process of the run for as long as it lives.
 
 The first process of a run gets shared.users for itself, which proves that nobody of another run is left, and then
 empties the store if the run before ended cleanly. Two dataflows in one folder therefore never see each other's
-keys: the second is refused while the first lives.
+keys: the second is refused while the first lives. Only where both name the same directory, one that is not their
+default, they mean to share it: then the second joins, unless the first ends within the time that an ending takes.
 
 The store is emptied by deleting its keys in one commit, not by removing its files: who has it open from outside,
 say to watch a robot over many runs, must not be left behind with a store that nobody else sees any more.
@@ -16,7 +18,9 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ._core import RUNTIME, USER, Store
 from .errors import OperatorError
@@ -51,22 +55,32 @@ class Membership:
 
 
 def join(
-    root: Path, dataflow_id: str, *, operator: str | None, keep: bool, patience_s: float
+    root: Path,
+    dataflow_id: str,
+    *,
+    operator: str | None,
+    keep: bool,
+    named: bool,
+    patience_s: float,
 ) -> Membership:
     """Makes this process a user of the shared store under `root`, and empties the store if that is due.
 
-    `operator` is the name of the operator that this process hosts; None in a custom node.
+    `operator` is the name of the operator that this process hosts; None in a custom node. `named`: `root` is not just
+    the default place of this dataflow.
     """
+    run = _Run(dataflow_id, operator, keep, named)
     users = LockFile(root / "shared.users")
     try:
         deadline = time.monotonic() + patience_s
         # The lock is given back between two looks: a run that is just ending needs it for that.
-        while (other := _enter(root, users, dataflow_id, operator, keep)) is not None:
-            if time.monotonic() > deadline:
+        late = False
+        while (other := _enter(root, users, run, late)) is not None:
+            if late:
                 raise OperatorError(
                     f"the shared store {root / 'shared'} is in use by dataflow {other}; stop that one, or"
                     " give this one a state directory of its own with --state-dir or DORA_STATE_DIR"
                 )
+            late = time.monotonic() > deadline
             time.sleep(_POLL_S)
     except BaseException:
         users.close()
@@ -74,28 +88,54 @@ def join(
     return Membership(root, users)
 
 
-def _enter(
-    root: Path, users: LockFile, dataflow_id: str, operator: str | None, keep: bool
-) -> str | None:
-    """Enters this process into the record; returns the other run that still lives, if one does."""
+@dataclass(frozen=True)
+class _Run:
+    """What a process says when it joins."""
+
+    dataflow_id: str
+    operator: str | None
+    keep: bool
+    named: bool
+
+    def record(self, *, keep: bool) -> dict[str, Any]:
+        return {
+            "dataflow_id": self.dataflow_id,
+            "open": [],
+            "operators": False,
+            "keep": keep,
+            "named": self.named,
+            "joined": [],
+        }
+
+    def may_join(self, record: dict[str, Any], late: bool) -> bool:
+        """Whether the run on record, which lives, and this one share the store."""
+        if self.dataflow_id in record.get("joined", ()):
+            return True
+        return late and self.named and bool(record.get("named"))
+
+
+def _enter(root: Path, users: LockFile, run: _Run, late: bool) -> str | None:
+    """Enters this process into the record; returns the other run that still lives, if that is in the way."""
     lock = _lock(root)
     try:
         record = lock.read()
-        lost = False
-        if record.get("dataflow_id") != dataflow_id:
-            if not users.acquire():
-                if "dataflow_id" in record or _living_runs(root, operator, dataflow_id) != {
-                    dataflow_id
-                }:
-                    return str(record.get("dataflow_id", "(unknown)"))
-                lost = True  # whether somebody crashed or said `keep` is then lost, too
-            elif _ended_cleanly(record):
-                _empty(root / "shared")
-            record = {"dataflow_id": dataflow_id, "open": [], "operators": False, "keep": lost}
-        if operator is not None:
-            record["open"] = sorted({*record["open"], operator})
+        if record.get("dataflow_id") != run.dataflow_id:
+            if users.acquire():
+                if _ended_cleanly(record):
+                    _empty(root / "shared")
+                record = run.record(keep=False)
+            elif "dataflow_id" in record:
+                if not run.may_join(record, late):
+                    return str(record["dataflow_id"])
+                record["joined"] = sorted({*record.get("joined", ()), run.dataflow_id})
+            elif _living_runs(root, run.operator, run.dataflow_id) == {run.dataflow_id}:
+                record = run.record(keep=True)  # whether somebody crashed or said `keep` is lost
+            else:
+                return "(unknown)"
+        if run.operator is not None:
+            record["open"] = sorted({*record["open"], run.operator})
             record["operators"] = True
-            record["keep"] = record["keep"] or keep
+            record["keep"] = record["keep"] or run.keep
         lock.write(record)
         # Nobody holds it exclusively: that happens only under the lock that we have.
         users.acquire(shared=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -103,6 +104,112 @@ def test_two_places_in_one_dataflow_are_refused(flow):
     result = dataflows.run(flow)
     assert result.code != 0
     assert "keeps its state in" in result.log
+
+
+# Two dataflows, late comers, restarted nodes
+
+TALKER = """
+nodes:
+  - id: {node}
+    path: talk.py
+    inputs: {{tick: dora/timer/millis/20}}
+    env: {{NAME: {node}, OTHER: {other}, PLACE: "{place}"}}
+"""
+# Writes its name, and ends when the other one has read what it must.
+TALK = """
+import os, time
+from pathlib import Path
+from dora import Node
+from dora_state import kvs_keys, kvs_read, kvs_write
+name, other, place = os.environ["NAME"], os.environ["OTHER"], Path(os.environ["PLACE"])
+for event in Node():
+    kvs_write("last", name.encode())
+    kvs_write(f"from/{name}", b"1")
+    (place / f"{name} has written").touch()
+    if (place / f"{other} has written").exists():
+        break
+print("keys", kvs_keys("from/"), flush=True)
+(place / f"{name} has read").touch()
+while not (place / f"{other} has read").exists():
+    time.sleep(0.01)
+"""
+
+
+def talk(tmp_path: Path, **variables: str) -> dict[str, list[str]]:
+    """Two dataflows at the same time; what each has seen."""
+    with contextlib.ExitStack() as stack:
+        flows = {}
+        for node, other in (("left", "right"), ("right", "left")):
+            folder = tmp_path / f"flow of {node}"
+            folder.mkdir()
+            (folder / "talk.py").write_text(TALK)
+            text = TALKER.format(node=node, other=other, place=tmp_path)
+            (folder / "dataflow.yml").write_text(text)
+            flows[node] = stack.enter_context(dataflows.start(folder, **variables))
+        results = {}
+        for node, flow in flows.items():
+            log, _ = flow.communicate(timeout=60)
+            assert flow.returncode == 0, log
+            results[node] = dataflows.Result(flow.returncode, log).said(node)
+    return results
+
+
+def test_two_dataflows_never_see_each_others_keys(tmp_path):
+    assert talk(tmp_path) == {"left": ["keys ['from/left']"], "right": ["keys ['from/right']"]}
+
+
+def test_two_dataflows_that_name_one_directory_see_each_others_keys(tmp_path):
+    both = ["keys ['from/left', 'from/right']"]
+    place = str(tmp_path / "together")
+    assert talk(tmp_path, DORA_STATE_DIR=place) == {"left": both, "right": both}
+
+
+COUNTER = """
+nodes:
+  - id: counter
+    path: counter.py
+    restart_policy: on-failure
+    inputs: {tick: dora/timer/millis/20}
+  - id: late
+    path: late.py
+    inputs: {tick: dora/timer/millis/20}
+"""
+COUNT = """
+import os, signal
+from dora import Node
+from dora_state import kvs_read, kvs_update, kvs_write
+node = Node()
+lives = int(kvs_update("lives", lambda n: b"%d" % (int(n) + 1), default=b"0"))
+if lives > 1:  # it was killed right after its last write
+    print("sees", kvs_read("n").decode(), flush=True)
+    kvs_write("done", b"")
+else:
+    for event in node:
+        if int(kvs_update("n", lambda n: b"%d" % (int(n) + 1), default=b"0")) == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+# Does not look at the store before the other one has died.
+LATE = """
+from dora import Node
+from dora_state import kvs_read, kvs_wait
+node = Node()
+kvs_wait("done", timeout=60)
+print("sees", kvs_read("n").decode(), "of life", kvs_read("lives").decode(), flush=True)
+"""
+
+
+def test_a_restarted_node_and_a_late_joiner_see_the_latest_values(flow):
+    (flow / "dataflow.yml").write_text(COUNTER)
+    (flow / "counter.py").write_text(COUNT)
+    (flow / "late.py").write_text(LATE)
+    result = dataflows.run(flow)
+    assert result.code == 0, result.log
+    assert result.said("counter") == ["sees 10"]
+    assert result.said("late") == ["sees 10 of life 2"]
+    outside = python(
+        "from dora_state import kvs_read; print(kvs_read('n'))", DORA_STATE_DIR=str(flow / "state")
+    )
+    assert outside.stdout == "b'10'\n", outside.stderr
 
 
 # Outside of a dataflow

@@ -185,6 +185,68 @@ def test_another_dataflow_does_not_get_at_the_shared_store(flow, host):
     assert not (flow / "state/tracker").exists()
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Another run that is just ending is not waited for."""
+    monkeypatch.setattr("dora_state.location._PATIENCE_S", 0)
+
+
+def test_two_dataflows_that_name_one_directory_share_the_store(tmp_path, flow, impatient):
+    place, other = tmp_path / "place", tmp_path / "other flow"
+    other.mkdir()
+    first = claim(RUNS[0], "counter", cwd=flow, state_dir=place)
+    write_shared(first, "x")
+    second = claim(RUNS[1], "tracker", cwd=other, state_dir=place)
+    assert second.shared == first.shared
+    node = join_shared(place, RUNS[1], cwd=other)
+    first.finish(clean=True)
+    assert keys(place / "shared") == ["x"], "the other run lives"
+    again = join_shared(place, RUNS[0], cwd=flow)
+    with pytest.raises(OperatorError, match="state of node 'tracker'"):
+        claim(RUNS[0], "tracker", cwd=flow, state_dir=place)
+    again.close()
+    node.close()
+    second.finish(clean=True)
+    join_shared(place, RUNS[2], cwd=flow).close()
+    assert keys(place / "shared") == [], "both have ended cleanly"
+
+
+def test_a_crash_of_one_dataflow_keeps_the_store_of_both(tmp_path, flow, impatient):
+    place, other = tmp_path / "place", tmp_path / "other flow"
+    other.mkdir()
+    first = claim(RUNS[0], "counter", cwd=flow, state_dir=place)
+    second = claim(RUNS[1], "tracker", cwd=other, state_dir=place)
+    write_shared(second, "x")
+    second.finish(clean=False)
+    first.finish(clean=True)
+    join_shared(place, RUNS[2], cwd=flow).close()
+    assert keys(place / "shared") == ["x"]
+
+
+def test_the_default_place_of_a_dataflow_is_shared_with_nobody(tmp_path, flow, impatient):
+    other = tmp_path / "other flow"
+    other.mkdir()
+    mine = claim(RUNS[0], "counter", cwd=flow)
+    with pytest.raises(OperatorError, match=f"in use by dataflow {RUNS[0]}"):
+        claim(RUNS[1], "tracker", cwd=other, state_dir=flow / "state")
+    mine.finish(clean=True)
+    named = claim(RUNS[1], "counter", cwd=other, state_dir=flow / "state")
+    with pytest.raises(OperatorError, match=f"in use by dataflow {RUNS[1]}"):
+        claim(RUNS[2], "tracker", cwd=flow)
+    named.finish(clean=True)
+
+
+def test_a_second_run_in_a_named_place_waits_for_one_that_is_just_ending(tmp_path, flow):
+    place = tmp_path / "place"
+    mine = claim(RUNS[0], "counter", cwd=flow, state_dir=place)
+    write_shared(mine, "x")
+    ending = threading.Timer(0.2, mine.finish, (True,))
+    ending.start()
+    join_shared(place, RUNS[1], cwd=flow).close()
+    ending.join()
+    assert keys(place / "shared") == []
+
+
 def test_the_next_run_waits_for_one_that_is_just_ending(flow):
     mine = claim(RUNS[0], "counter", cwd=flow)
     with Store(mine.path) as store:
@@ -239,7 +301,7 @@ def write_shared(mine: Claim, key: str) -> None:
 
 def shared_keys_of_next_run(flow: Path, run: str = RUNS[1]) -> list[str]:
     prepare(flow / "state")
-    member = join_shared(flow / "state", run)
+    member = join_shared(flow / "state", run, cwd=flow)
     found = keys(flow / "state/shared")
     member.close()
     return found
@@ -279,7 +341,7 @@ def test_keep_keeps_the_shared_store_too(flow):
 
 def test_a_shared_store_without_operators_is_kept(flow):
     prepare(flow / "state")
-    member = join_shared(flow / "state", RUNS[0])
+    member = join_shared(flow / "state", RUNS[0], cwd=flow)
     with Store(flow / "state/shared") as store:
         store.put("x", b"1")
     member.close()
@@ -292,7 +354,7 @@ def test_a_lost_record_does_not_lock_out_the_run_that_lives(flow, record, node):
     run_once(flow, RUNS[2], clean=False, node="tracker")
     first = claim(RUNS[0], "counter", cwd=flow)
     write_shared(first, "x")
-    member = join_shared(flow / "state", RUNS[0])  # a custom node
+    member = join_shared(flow / "state", RUNS[0], cwd=flow)  # a custom node
     if node == "counter":
         first.finish(clean=False)  # and dora restarts it
     (flow / "state/shared.lock").write_bytes(record)
