@@ -16,8 +16,7 @@
 The promises are those of the node in a dataflow: an event has its effect on the state and its outputs exactly
 once, whatever happens to the operator. Three things differ. An event that finds no room is waited with, instead of
 an older one dropped. After a clean end the next host goes on with the state, as it was told where to keep it. And
-what the operator itself has started is not ended if the zygote is killed: this process has children of its own,
-and cannot tell them apart.
+closing the input waits for all that was taken, however long that is.
 
 The supervisor's loop runs in a thread of the host's, which also forks: the kernel ends the children with it. All
 methods may be called from any thread; what comes out of the iteration is shared among those who iterate.
@@ -121,8 +120,10 @@ class OperatorHost:
         self._publisher = Publisher(self.name)
         self._status: dict[str, Any] = {}
         self._unanswered: set[Future[list[Output]]] = set()
-        self._is_over = False  # no event is taken any more
-        self._lock = threading.Condition()  # over the three above
+        self._unhandled = 0  # events that were taken
+        self._input_closed = False
+        self._is_over = False  # it has ended
+        self._lock = threading.Condition()  # over the five above
         self._sent: list[tuple[Output, int]] = []  # by the event that is being committed
         self._started: Future[None] = Future()
         self._ended: Future[None] = Future()
@@ -159,8 +160,13 @@ class OperatorHost:
         return self
 
     def close_input(self) -> None:
-        """No more events will come: the operator handles what is there, and ends."""
-        self._supervisor.close_input()
+        """No more events will come: the operator handles all that was taken, and then ends within its grace.
+
+        One that is degraded ends at once: nobody is there to handle anything.
+        """
+        with self._lock:
+            self._input_closed = True
+        self._close_when_idle()
 
     def close(self) -> None:
         """Close the input, and wait until the operator has handled everything and ended."""
@@ -315,9 +321,21 @@ class OperatorHost:
         with self._lock:
             if self._is_over:
                 raise self._ended_error()
+            if self._input_closed:
+                raise OperatorError(
+                    f"the input of operator {self.name} is closed; make a new OperatorHost"
+                )
+            self._unhandled += 1
             if answer is not None:
                 self._unanswered.add(answer)
         self._supervisor.put(event)
+
+    def _close_when_idle(self) -> None:
+        with self._lock:
+            is_degraded = self._status.get("state") == State.DEGRADED.value
+            is_time = self._input_closed and (self._unhandled == 0 or is_degraded)
+        if is_time:
+            self._supervisor.close_input()
 
     def _wake(self) -> None:
         self._supervisor.wake()
@@ -402,6 +420,18 @@ class OperatorHost:
         if how == inputs.DONE:
             sent, self._sent = self._sent, []
         self._free(event)
+        with self._lock:
+            self._unhandled -= 1
+        self._answer(event, answer, how, sent)
+        self._close_when_idle()
+
+    def _answer(
+        self,
+        event: inputs.Event,
+        answer: Future[list[Output]] | None,
+        how: str,
+        sent: list[tuple[Output, int]],
+    ) -> None:
         if answer is not None:
             with self._lock:
                 self._unanswered.discard(answer)
@@ -422,6 +452,7 @@ class OperatorHost:
         with self._lock:
             self._status = status
             self._lock.notify_all()
+        self._close_when_idle()
 
 
 class AsyncHost:

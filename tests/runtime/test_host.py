@@ -358,6 +358,28 @@ def test_an_operator_cannot_host_operators_by_being_imported(tmp_path):
         raise AssertionError("it must not come up")
 
 
+def test_closing_waits_for_all_that_was_taken_and_takes_no_more(tmp_path):
+    """Also if that takes longer than the grace."""
+    source = LEDGER.replace("number = int", "__import__('time').sleep(0.005); number = int")
+    with make(write(tmp_path, source), tmp_path, shutdown_grace_s=0.2) as host:
+        for n in range(100):
+            host.submit("in", b"%d" % n)
+        host.close_input()
+        with pytest.raises(OperatorError, match="the input of operator op is closed"):
+            host.submit("in", b"100")
+        assert texts(host) == ledger(100)
+    assert host.outcome.clean
+
+
+def test_closing_does_not_wait_for_one_that_is_degraded(tmp_path):
+    policy = RestartPolicy(max_restarts=1, restart_delay=0.0, degraded_retry=3600.0)
+    source = LEDGER.replace("self.count = self.total = 0", "raise RuntimeError('broken')")
+    with make(write(tmp_path, source), tmp_path, policy=policy) as host:
+        host.wait_status(lambda status: status["state"] == "degraded", PATIENCE_S)
+        host.submit("in", b"1")
+    assert not host.outcome.clean
+
+
 # State
 
 
@@ -422,14 +444,18 @@ def test_a_class_is_hosted_from_its_file(tmp_path, monkeypatch):
 
 
 HOST = """
-import json, sys
+import json, os, signal, sys
 from dora_state import OperatorHost
 
 if __name__ == "__main__":
     with OperatorHost(sys.argv[1], sys.argv[2], durability="process") as host:
         for line in sys.stdin:
             (output,) = host.send("in", line.strip().encode())
-            print(json.dumps([host.status["worker_pid"], output.value.decode()]), flush=True)
+            child = os.fork()  # holds what this process holds
+            if child == 0:
+                signal.pause()
+            pids = [host.status["worker_pid"], child]
+            print(json.dumps([pids, output.value.decode()]), flush=True)
 """
 
 
@@ -442,16 +468,22 @@ def test_a_killed_host_leaves_its_state_to_the_next_and_no_process(operator, tmp
         stdout=subprocess.PIPE,
         text=True,
     )
+    forked = []
     try:
         for n, line in enumerate(ledger(3)):
             process.stdin.write(f"{n}\n")
             process.stdin.flush()
-            pid, said = json.loads(process.stdout.readline())
+            (pid, child), said = json.loads(process.stdout.readline())
+            forked.append(child)
             assert said == line
-    finally:
         process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert wait_gone(pid)
+    finally:
+        process.kill()
+        for child in forked:
+            kill(child)
         process.communicate()
-    assert wait_gone(pid)
     with make(operator, tmp_path, keep=False) as host:
         assert texts(host.send("in", b"3")) == ledger(4)[3:]
 
