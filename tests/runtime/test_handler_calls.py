@@ -41,7 +41,7 @@ def test_a_flush_survives_the_kill_of_its_handler_and_may_repeat(host):
     assert hosted.step().number == 3
 
 
-@pytest.mark.parametrize("point", ["after-output", "before-commit", "after-commit", "after-ack"])
+@pytest.mark.parametrize("point", ["after-output", "before-commit", "after-commit"])
 def test_an_immediate_output_leaves_with_every_attempt_the_others_once(host, point):
     hosted = host(
         """
@@ -202,7 +202,9 @@ STANDS_STILL = """
 def test_overload_drops_the_oldest_of_each_input_and_every_drop_is_counted(host, tmp_path, end):
     path = tmp_path / "pid"
     sizes = {"in": 10, "fresh": 1, "large": 1000}
-    hosted = host(STANDS_STILL.format(path=path), queue_sizes=sizes).start()
+    # Without a spare: one that a lifeline starts may be told a moment's less than is exact.
+    source = STANDS_STILL.format(path=path)
+    hosted = host(source, queue_sizes=sizes, standby="off").start()
     hosted.send(b"first")
     pid = int(wait_file(path))
     hosted.wait_outputs(2)
