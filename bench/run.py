@@ -2,6 +2,7 @@
 
     engine    the store beside a dict, LMDB, libmdbx, gdbm, RocksDB, SQLite and Redis
     cython    the calls for Cython operators beside the same from Python
+    fields    typed state beside save_state
     large     large arrays on their way to the operator and back, beside a memcpy and a socket
 
 Each part is a program of this folder that prints markdown. --quick shows within a minute that it works; its figures
@@ -23,7 +24,12 @@ sys.path.insert(0, str(REPOSITORY / "tools"))
 
 import environment  # noqa: E402
 
-PARTS = {"engine": "engine.py", "cython": "cython_calls.py", "large": "large.py"}
+PARTS = {
+    "engine": "engine.py",
+    "cython": "cython_calls.py",
+    "fields": "fields.py",
+    "large": "large.py",
+}
 DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
 
 
