@@ -126,8 +126,11 @@ async def kvs_wait_async(
 
 
 def kvs_store() -> Store:
-    """The shared store itself, for what kvs_* has no function for: `view`, `changes`, Cython. Do not close it."""
-    return _shared()
+    """The shared store itself, for what kvs_* has no function for: `view`, `changes`, Cython. Do not close it.
+
+    What is written through it is visible at once, also in a handler with `shared_writes = "commit"`.
+    """
+    return _store or _open()
 
 
 # One handle for each process.

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,48 @@ def test_nothing_is_visible_before_the_commit_but_to_the_handler_itself(counting
     ]
     hosted.finish()
     assert read(shared) == {"a": b"1", "c": b"3"}
+
+
+def test_a_time_to_live_begins_with_the_commit_and_bad_input_is_refused_at_the_call(
+    counting, shared
+):
+    hosted = counting(
+        """
+        import time
+        from dora_state import kvs_batch, kvs_compare_and_write, kvs_read, kvs_store, kvs_update, kvs_write
+
+        class Operator:
+            shared_writes = "commit"
+
+            def on_event(self, event, send_output):
+                kvs_write("short", b"1", ttl=0.01)
+                kvs_update("long", lambda old: b"1", ttl=1000)
+                time.sleep(0.02)
+                assert kvs_read("short") == b"1"
+                for key, value, options in [
+                    (5, b"", {}), ("a", 5, {}), ("a", "text", {}), ("a", b"", {"ttl": -1}), ("\\ud800", b"", {})
+                ]:
+                    for call in (kvs_write, lambda *a, **o: kvs_compare_and_write(*a, 0, **o), kvs_batch().put):
+                        try:
+                            call(key, value, **options)
+                        except (TypeError, ValueError):
+                            continue
+                        raise AssertionError(f"{call} takes {key!r}, {value!r}, {options}")
+                kvs_store()["directly"] = b"at once"
+                send_output("keys", repr(sorted(kvs_store())).encode())
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    assert hosted.wait_outputs(1) == ["['directly']"]
+    hosted.finish()
+    with Store(shared) as store:
+        assert store["long"] == b"1"
+        assert store.wait("short", after=0, timeout=0) is not None, "it was never written"
+        deadline = time.monotonic() + PATIENCE_S
+        while "short" in store:
+            assert time.monotonic() < deadline, "it does not expire"
+            time.sleep(0.002)
 
 
 def test_an_exception_discards_the_shared_writes_too(counting, shared):
