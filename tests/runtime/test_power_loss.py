@@ -13,10 +13,11 @@ import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
-from hosting import LEDGER, Hosted, kill, ledger, wait_stopped
+from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger, wait_stopped
 
 from dora_state import Store
 from dora_state.runtime import shared_step, step
@@ -114,6 +115,17 @@ def check(image: Path) -> int:
         return number
 
 
+def wait_synced(path: Path, *, at_least: int) -> None:
+    """Wait until the store has synced a step by itself. Polled: it tells nobody."""
+    deadline = time.monotonic() + PATIENCE_S
+    with Store(path, read_only=True) as store:
+        assert step.read(store).number >= at_least
+        wanted = store.stats()["committed"]
+        while store.stats()["synced"] < wanted:
+            assert time.monotonic() < deadline, "nothing was synced"
+            time.sleep(0.01)
+
+
 @contextlib.contextmanager
 def stopped(pid: int):
     """The worker stands still, wherever it is."""
@@ -135,6 +147,8 @@ def test_in_every_image_state_and_step_agree_and_what_was_synced_is_there(host, 
         sent = 10 * moment
         hosted.send(*range(sent, sent + 10))
         hosted.wait_outputs(sent + chance.randrange(10))
+        if moment % 10 == 5:
+            wait_synced(hosted.store_path, at_least=disk.most())
         with stopped(pid):
             disk.look()
             for n in range(IMAGES // moments):
