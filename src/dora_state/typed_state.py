@@ -25,16 +25,16 @@ of a sum.
 
 from __future__ import annotations
 
-import ast
 import copy
 import logging
 import struct
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, overload
 
 from dora_state import codec as default_codec
 from dora_state.codec import Coded
 from dora_state.errors import FieldError, StateVersionError
+from dora_state.keyed import Keyed, key_of
 from dora_state.operator import FIELDS_PREFIX as PREFIX
 
 log = logging.getLogger("dora_state.operator")
@@ -43,8 +43,6 @@ _PLACE = struct.Struct("<Q")
 _NOTHING: Any = object()
 
 _T = TypeVar("_T")
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 _Put = Callable[[str, "bytes | None"], object]
 
 
@@ -157,14 +155,18 @@ class KeyedField(Field):
     def __get__(self, operator: Any, owner: type | None = None) -> Any:
         if operator is None:
             return self
-        try:
-            return operator.__dict__[self.name]
-        except KeyError:
-            value = operator.__dict__[self.name] = self.first()
-            return value
+        value = operator.__dict__.get(self.name, _NOTHING)
+        if not isinstance(value, Keyed):  # not there, or put there by way of __dict__
+            value = self.first() if value is _NOTHING else self.adopt(value)
+            operator.__dict__[self.name] = value
+        return value
 
     def __set__(self, operator: Any, value: Any) -> None:
-        operator.__dict__[self.name] = self.adopt(value)
+        # One that another field has would tell its changes to that field only: each has its own.
+        if value is not operator.__dict__.get(self.name):
+            operator.__dict__[self.name] = self.adopt(
+                dict(value) if isinstance(value, Keyed) else value
+            )
 
     def first(self) -> Any:
         return self.adopt({} if self.default is _NOTHING else copy.deepcopy(self.default))
@@ -181,67 +183,6 @@ class KeyedField(Field):
                 self.name,
             )
         return Keyed(value)
-
-
-class Keyed(MutableMapping[_K, _V]):
-    """The value of a keyed field: a dict that notes which entries were set or deleted.
-
-    Assigning a dict to the field copies it into one of these. It is no subclass of dict, because C code may
-    change one of those without asking.
-    """
-
-    def __init__(self, entries: Mapping[_K, _V] | None = None) -> None:
-        self._entries: dict[_K, _V] = {}
-        # Set or deleted since the last handler, in the order in which they were last inserted.
-        self._touched: dict[_K, None] = {}
-        self._removed: set[_K] = set()  # among them: those that were deleted, perhaps to come back
-        self._mutable: dict[_K, None] = {}  # entries whose value can change in place
-        if entries is not None:
-            self.update(entries)
-
-    def __getitem__(self, key: _K) -> _V:
-        return self._entries[key]
-
-    def __setitem__(self, key: _K, value: _V) -> None:
-        key = _plain_key(key)
-        if key not in self._entries:
-            self._touched.pop(key, None)
-        self._entries[key] = value
-        self._touched[key] = None
-        if default_codec.is_constant(value):
-            self._mutable.pop(key, None)
-        else:
-            self._mutable[key] = None
-
-    def __delitem__(self, key: _K) -> None:
-        key = _plain_key(key)
-        del self._entries[key]
-        self._touched[key] = None
-        self._removed.add(key)
-        self._mutable.pop(key, None)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._entries
-
-    def __iter__(self) -> Iterator[_K]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __ior__(self, other: Mapping[_K, _V]) -> Keyed[_K, _V]:
-        self.update(other)
-        return self
-
-    def __repr__(self) -> str:
-        return repr(self._entries)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Keyed[_K, _V]:
-        return Keyed(copy.deepcopy(self._entries, memo))
-
-    def copy(self) -> dict[_K, _V]:
-        """The entries as a plain dict."""
-        return dict(self._entries)
 
 
 class Tracker:
@@ -291,7 +232,7 @@ class KeyedTracker(Tracker):
         for name in [name for name in state if name.startswith(self.key + "[")]:
             data = state.pop(name)
             place = _PLACE.unpack_from(data)[0]
-            self._entries[_read_key(name, self.key)] = (place, data[_PLACE.size :])
+            self._entries[key_of(name[len(self.key) + 1 : -1])] = (place, data[_PLACE.size :])
             self._next_place = max(self._next_place, place + 1)
 
     def inherit(self, other: Any) -> None:
@@ -510,7 +451,7 @@ def _entries(saved: Mapping[str, bytes], prefix: str) -> dict[Any, Any]:
     for name, data in saved.items():
         if name.startswith(prefix + "["):
             value = default_codec.decode(data[_PLACE.size :])
-            found.append((_PLACE.unpack_from(data)[0], _read_key(name, prefix), value))
+            found.append((_PLACE.unpack_from(data)[0], key_of(name[len(prefix) + 1 : -1]), value))
     found.sort(key=lambda entry: entry[0])
     return {key: value for _, key, value in found}
 
@@ -520,27 +461,6 @@ def _each(field: Field, value: Any, *, migrates: bool) -> Any:
     if field.keyed and isinstance(value, dict):
         return {key: field.decode(each, migrates=migrates) for key, each in value.items()}
     return field.decode(value, migrates=migrates)
-
-
-def _read_key(name: str, prefix: str) -> Any:
-    text = name[len(prefix) + 1 : -1]
-    if text[0] in "'\"" and "\\" not in text:  # much faster than the parser
-        return text[1:-1]
-    return ast.literal_eval(text)
-
-
-def _plain_key(key: Any) -> Any:
-    """A key as one of the types whose repr says which key it is. numpy's integers become int."""
-    kind = type(key)
-    if kind is str or kind is int or kind is bytes:
-        return key
-    if kind is tuple:
-        return tuple(map(_plain_key, key))
-    if kind is not bool and hasattr(key, "__index__"):
-        return int(key)
-    raise TypeError(
-        f"a key of a keyed field is a str, int, bytes or a tuple of these, not a {kind.__name__}: {key!r:.80}"
-    )
 
 
 def _version(operator: Any) -> int:

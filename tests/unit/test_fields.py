@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import copy
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -174,6 +176,17 @@ def test_save_state_refuses_a_key_of_ours():
         save_state("@count", b"")
 
 
+def test_neither_fields_nor_hosts_need_numpy_arrow_or_dora():
+    script = (
+        "import sys; from dora_state import OperatorHost, state; import dora_state.testing;"
+        "print(sorted({'numpy', 'pyarrow', 'dora'} & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+
+
 # Keyed fields
 
 KEYS = [
@@ -232,6 +245,38 @@ def test_the_dict_that_was_assigned_is_copied():
     operator.tracks = mine
     mine[2] = 2
     assert operator.tracks == {1: 1}
+
+
+def test_each_field_has_a_mapping_of_its_own():
+    class Two:
+        one: dict[int, int] = state({}, keyed=True)
+        other: dict[int, int] = state({}, keyed=True)
+
+    life = Life(Two)
+    operator = life.operator
+    operator.one[1] = 1
+    operator.other = operator.one
+    life.end_handler()
+    operator.one[2] = 2
+    assert life.end_handler() == ["@one[2]"]
+    operator.other[3] = 3
+    assert life.end_handler() == ["@other[3]"]
+    copied = copy.copy(operator.one)
+    copied[9] = 9
+    assert life.end_handler() == []
+    operator.one |= {4: 4}
+    assert life.end_handler() == ["@one[4]"]
+    back = life.again().operator
+    assert (dict(back.one), dict(back.other)) == ({1: 1, 2: 2, 4: 4}, {1: 1, 3: 3})
+
+
+def test_a_dict_that_is_put_into_the_operators_dict_is_taken_too():
+    life = Life(Tracker)
+    life.operator.__dict__.update(tracks={5: [5]}, count=2)
+    assert life.end_handler() == ["@count", "@tracks[5]"]
+    life.operator.tracks[5].append(6)
+    assert life.end_handler() == ["@tracks[5]"]
+    assert dict(life.again().operator.tracks) == {5: [5, 6]}
 
 
 def test_numpy_integers_are_keys_like_any():
