@@ -34,6 +34,11 @@ const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan
 
 /* ---- 1: place -------------------------------------------------------------------------------------------------- */
 
+/* Was the tail segment full in no time? */
+static bool quick(const struct ds_tail *tail, uint64_t now) {
+    return now - tail->opened_ns < QUICK_NS;
+}
+
 /* About an eighth of the live data, so that compaction moves it in small steps; room for a few of the largest frames; and
  * twice the last one, up to QUICK_SEGMENT, where that one was full in no time, because a new file costs as much as
  * hundreds of puts. */
@@ -43,7 +48,7 @@ static uint64_t next_segment_size(const struct ds_tail *tail, uint64_t length, u
         want = 4 * tail->largest_frame;
     if (want < 4 * length)
         want = 4 * length;
-    if (now - tail->opened_ns < QUICK_NS && tail->segment_size < QUICK_SEGMENT && want < 2 * tail->segment_size)
+    if (quick(tail, now) && tail->segment_size < QUICK_SEGMENT && want < 2 * tail->segment_size)
         want = 2 * tail->segment_size;
     if (want > DS_SEGMENT_MAX)
         want = DS_SEGMENT_MAX;
@@ -76,6 +81,8 @@ static uint64_t blob_limit(const struct ds_tail *tail) {
 static ds_status make_room(ds_store *store, struct ds_segment_header *header, uint64_t length, bool frees,
                            struct ds_segment **out) {
     atomic_uint *reserve_gone = &store->control->reserve_gone;
+    if (ds__spare_take(store, header, out))
+        return DS_OK;
     ds_status status = ds__segment_create(&store->segments, header, out);
     uint64_t smallest = DS_SEGMENT_MIN;
     while (smallest < length + DS_SEGMENT_HEADER)
@@ -130,6 +137,7 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
         return DS_OK;
     }
     uint64_t now = ds__os_now_ns();
+    bool was_quick = quick(tail, now);
     struct ds_segment_header header = {
         .base = segment->end,
         .size = next_segment_size(tail, length, now),
@@ -159,6 +167,8 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
     /* A new segment is the occasion to look how much has expired. */
     if (type == DS_FRAME_COMMIT && (header.incompat & DS_EXPIRY_INCOMPAT) != 0)
         atomic_store_explicit(&store->control->expired_bytes, DS_UNKNOWN_BYTES, memory_order_relaxed);
+    if (was_quick)
+        ds__spare_want(store, next_segment_size(after, length, now));
     *out = next;
     return DS_OK;
 }

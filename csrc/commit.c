@@ -275,7 +275,7 @@ static ds_status commit(ds_store *store, const struct outline *outline, const ds
     }
     if (outcome->written)
         ds__wake(store->control, plans, count);
-    if (due)
+    if (due || ds__spare_wanted(store))
         ds__keeper_ask(store);
     if (status != DS_OK && outline->blobs)
         remove_blobs(store, plans, count);
@@ -316,6 +316,7 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
     struct outcome outcome = {.timeout_ms = store->options.lock_timeout_ms};
     status = commit_once(store, &outline, changes, count, &outcome);
     if (status == DS_FULL) {
+        ds__spare_free(store);
         (void)ds__compact(store, true, DS_COMPACT_TIGHTLY); /* as far as it gets; that may be enough */
         status = commit_once(store, &outline, changes, count, &outcome);
     }

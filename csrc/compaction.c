@@ -414,6 +414,7 @@ static ds_status run_pass(struct pass *pass, uint64_t until, bool *moved) {
     if (to == from)
         return DS_OK;
     ds_status status = append_head(store, to, false);
+    ds__spare_make(store);
     if (status == DS_OK)
         status = ds__sync(store, to, false);
     if (status == DS_OK)
@@ -428,9 +429,11 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *mov
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     pass->store = store;
     pass->tight = tight;
+    atomic_store_explicit(&store->reclaiming, true, memory_order_relaxed);
     ds__enter(store);
     ds_status status = run_pass(pass, until, moved);
     ds__leave(store);
+    ds__reclaim(store);
     free(pass->blobs);
     free(pass);
     return status;

@@ -5,8 +5,9 @@
 #include <signal.h>
 #include <time.h>
 
-/* A compaction that failed (a full disk, a failed sync) is tried again after this long. */
-enum { RETRY_MS = 1000 };
+/* A compaction that failed (a full disk, a failed sync) is tried again, and a spare that is not needed given back, after
+ * this long. */
+enum { LATER_MS = 1000 };
 
 /* Waits until somebody asks, it is to stop, or the time is up (0: no time). */
 static void rest(ds_store *store, uint32_t milliseconds) {
@@ -36,9 +37,10 @@ static void *keep(void *argument) {
         /* A failing sync is sticky in the control page, where the next ds_sync() or ds_close() of anybody tells it. */
         if (group)
             (void)ds__sync(store, 0, false);
-        pause = group ? store->options.group_ms : 0;
-        if (asked && ds__compact(store, false, DS_COMPACT_DUE) != DS_OK && !group)
-            pause = RETRY_MS;
+        ds__spare_make(store);
+        bool failed = asked && ds__compact(store, false, DS_COMPACT_DUE) != DS_OK;
+        bool spare = asked ? atomic_load_explicit(&store->spare, memory_order_relaxed) != NULL : ds__spare_tidy(store);
+        pause = group ? store->options.group_ms : failed || spare ? LATER_MS : 0;
         pthread_mutex_lock(&store->keeper_mutex);
     }
     pthread_mutex_unlock(&store->keeper_mutex);
@@ -74,6 +76,11 @@ ds_status ds__keeper_start(ds_store *store) {
 }
 
 void ds__keeper_ask(ds_store *store) {
+    /* After the writer lock was given back: a keeper that has yet to take note of being asked will see what it was asked
+     * for. */
+    ds__fence_after_unlock();
+    if (atomic_load_explicit(&store->keeper_asked, memory_order_relaxed))
+        return;
     if (atomic_exchange_explicit(&store->keeper_asked, true, memory_order_acq_rel))
         return;
     if (ds__keeper_start(store) != DS_OK)

@@ -325,6 +325,26 @@ ds_status ds__os_open(const struct ds_directory *directory, const char *name, in
     return DS_OK;
 }
 
+ds_status ds__os_open_unnamed(const struct ds_directory *directory, int *fd) {
+    *fd = CALL(-1, openat(directory->fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+    if (*fd < 0 && (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT))
+        return ds__fail(DS_UNSUPPORTED, errno, "%s: files without a name are not supported", directory->path);
+    if (*fd < 0)
+        return fail_file(directory, "", "create a file without a name");
+    return CALL(-1, fchmod(*fd, 0600)) == 0 ? DS_OK : fail_file(directory, "", "set the mode of a file without a name");
+}
+
+ds_status ds__os_link_unnamed(const struct ds_directory *directory, int fd, const char *name) {
+    /* By its name in /proc: linking a descriptor itself needs a privilege before Linux 6.10. */
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    if (CALL(-1, linkat(AT_FDCWD, path, directory->fd, name, AT_SYMLINK_FOLLOW)) == 0)
+        return DS_OK;
+    if (errno == EEXIST)
+        return ds__fail(DS_CONFLICT, EEXIST, "%s/%s: exists", directory->path, name);
+    return fail_file(directory, name, "name");
+}
+
 void ds__os_close(int fd) {
     if (fd >= 0)
         close(fd);

@@ -56,6 +56,11 @@ enum { DS_OS_READ = 0, DS_OS_WRITE = 1, DS_OS_CREATE = 3 };
  * there. */
 ds_status ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
 void ds__os_close(int fd);
+/* A new file without a name, 0600: it is gone with its last descriptor and mapping, unless it gets a name. DS_UNSUPPORTED,
+ * where the file system has none. */
+ds_status ds__os_open_unnamed(const struct ds_directory *directory, int *fd);
+/* Gives it one. DS_CONFLICT when that is taken. */
+ds_status ds__os_link_unnamed(const struct ds_directory *directory, int fd, const char *name);
 ds_status ds__os_size(const struct ds_directory *directory, const char *name, int fd, uint64_t *size);
 ds_status ds__os_identity(const struct ds_directory *directory, const char *name, int fd, struct ds_identity *out);
 /* Gives the file `size` bytes of zeros with blocks behind them: a store into an unbacked page on a full disk would

@@ -15,6 +15,7 @@
 enum {
     TRIES = 8,
     REST_MS = 1,
+    RECLAIM_TRIES = 200,
 };
 
 /* ---- the index in force ---------------------------------------------------------------------------------------- */
@@ -351,10 +352,24 @@ void ds_unpin(const ds_value *value) {
     ds__mapping_unpin(value->owner);
 }
 
+static bool reclaimable(const ds_store *store, uint64_t start) {
+    return start != atomic_load_explicit(&store->segments.start, memory_order_relaxed) ||
+           atomic_load_explicit(&store->segments.limbo, memory_order_relaxed) != NULL;
+}
+
+/* For what another process has dropped, or could not be reclaimed at once. */
 static void reclaim(ds_store *store) {
     uint64_t start = atomic_load_explicit(&store->control->start, memory_order_acquire);
-    if (start != atomic_load_explicit(&store->segments.start, memory_order_relaxed) || store->segments.limbo != NULL)
+    if (reclaimable(store, start) && !atomic_load_explicit(&store->reclaiming, memory_order_relaxed))
         ds__segments_reclaim(&store->segments, start);
+}
+
+void ds__reclaim(ds_store *store) {
+    uint64_t start = atomic_load_explicit(&store->control->start, memory_order_acquire);
+    /* Even a busy handle is between two calls half of the time. */
+    for (int i = 0; i < RECLAIM_TRIES && reclaimable(store, start); i++)
+        ds__segments_reclaim(&store->segments, start);
+    atomic_store_explicit(&store->reclaiming, false, memory_order_relaxed);
 }
 
 void ds__enter(ds_store *store) {

@@ -283,8 +283,8 @@ ds_status ds__segment_check(const struct ds_directory *directory, const char *na
     return DS_OK;
 }
 
-static ds_status map_segment(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
-                             struct ds_segment **out) {
+ds_status ds__segment_map(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
+                          struct ds_segment **out) {
     struct ds_segment *segment = calloc(1, sizeof *segment);
     if (segment == NULL)
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
@@ -323,7 +323,7 @@ ds_status ds__segment_open(const struct ds_segments *segments, uint64_t base, st
     if (status == DS_OK && size < DS_SEGMENT_HEADER)
         status = damaged(segments->directory, name, "shorter than a segment's header");
     if (status == DS_OK)
-        status = map_segment(segments, name, fd, size, &segment);
+        status = ds__segment_map(segments, name, fd, size, &segment);
     ds__os_close(fd);
     if (status == DS_OK)
         status = ds__segment_check(segments->directory, name, ds__segment_header(segment), base, size, segments->uuid);
@@ -358,27 +358,33 @@ static ds_status take_file(struct ds_segments *segments, const char *from, bool 
     if (status == DS_OK && found != size)
         status = ds__fail(DS_FULL, 0, "%s/%s: the reserve is not usable", segments->directory->path, from);
     if (status == DS_OK)
-        status = map_segment(segments, from, fd, size, out);
+        status = ds__segment_map(segments, from, fd, size, out);
     ds__os_close(fd);
     return status;
 }
 
-static ds_status write_header(struct ds_segments *segments, const char *from, struct ds_segment_header *header,
-                              struct ds_segment *segment) {
+ds_status ds__segment_begin(struct ds_segment_header *header, struct ds_segment *segment) {
+    ds_status status = ds__os_random(&header->salt, sizeof header->salt);
+    if (status != DS_OK)
+        return status;
     header->magic = DS_SEGMENT_MAGIC;
     header->version = DS_FORMAT_VERSION;
     header->crc = ds__segment_header_crc(header);
     memcpy(segment->mapping.bytes, header, sizeof *header);
     describe(segment);
+    return DS_OK;
+}
+
+static ds_status name_segment(struct ds_segments *segments, const char *from, struct ds_segment *segment) {
     char name[DS_NAME_SIZE];
-    ds__segment_name(header->base, name);
+    ds__segment_name(segment->base, name);
     /* The first header is the store: half of it on disk would be damage for ever, so it goes there before its name. */
     ds_status status = DS_OK;
-    if (header->base == 0)
-        status = ds__os_range_sync(segments->directory, from, segment->mapping.bytes, sizeof *header);
+    if (segment->base == 0)
+        status = ds__os_range_sync(segments->directory, from, segment->mapping.bytes, sizeof(struct ds_segment_header));
     if (status == DS_OK)
         status = ds__os_rename(segments->directory, from, name);
-    if (status == DS_OK && header->base == 0)
+    if (status == DS_OK && segment->base == 0)
         status = ds__os_directory_sync(segments->directory);
     return status;
 }
@@ -388,11 +394,11 @@ static ds_status make_segment(struct ds_segments *segments, struct ds_segment_he
     /* One at a time: its maker holds the writer lock, or the directory's. */
     const char *from = reserve ? DS_RESERVE_NAME : DS_SEGMENT_DRAFT;
     struct ds_segment *segment = NULL;
-    ds_status status = ds__os_random(&header->salt, sizeof header->salt);
+    ds_status status = take_file(segments, from, reserve, header->size, &segment);
     if (status == DS_OK)
-        status = take_file(segments, from, reserve, header->size, &segment);
+        status = ds__segment_begin(header, segment);
     if (status == DS_OK)
-        status = write_header(segments, from, header, segment);
+        status = name_segment(segments, from, segment);
     if (status == DS_OK) {
         *out = segment;
         return DS_OK;

@@ -126,6 +126,11 @@ ds_status ds__segments_add(struct ds_segments *segments, struct ds_segment *segm
 /* Forgets the mapped segments from `base` on: recovery found that they do not belong to the log. Only while no other
  * thread knows the handle. */
 void ds__segments_drop(struct ds_segments *segments, uint64_t base);
+/* Maps a file that is to be a segment and is all zero. */
+ds_status ds__segment_map(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
+                          struct ds_segment **out);
+/* Writes its header: see ds__segment_create(). */
+ds_status ds__segment_begin(struct ds_segment_header *header, struct ds_segment *segment);
 /* Makes the file of a new segment, header and all, and renames it into place as its last step. `header` needs uuid,
  * base, size, hash_seed, first_sequence and before_*; the rest is filled in. */
 ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, struct ds_segment **out);

@@ -71,6 +71,7 @@ static void free_handle(ds_store *store) {
         ds__os_unmap(store->control, DS_CONTROL_BYTES);
     ds__os_close(store->control_fd);
     ds__index_free(store->index);
+    ds__spare_free(store);
     ds__segments_free(&store->segments);
     pthread_mutex_destroy(&store->indexing);
     pthread_mutex_destroy(&store->keeper_mutex);

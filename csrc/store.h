@@ -29,11 +29,16 @@ struct ds_store {
     _Atomic(struct ds_index *) index; /* the generation this handle last saw; older ones hang behind it */
     pthread_mutex_t indexing;         /* one thread at a time replaces it */
 
+    _Atomic(struct ds_spare *) spare; /* spare.c */
+    _Atomic uint64_t spare_wanted;    /* bytes; 0: none */
+    atomic_bool no_spares;            /* this file system has none */
+
     pthread_t keeper; /* keeper.c: syncs in `group` mode, compacts in all */
     pthread_mutex_t keeper_mutex;
     pthread_cond_t keeper_wake;
     bool keeper_running, keeper_stop;
     atomic_bool keeper_asked;
+    atomic_bool reclaiming;          /* a compaction of this handle will: no other call need do it */
     atomic_bool overdue;             /* a ds_try_put() left a compaction to the next put */
     atomic_bool compacting_fails;    /* the last pass of this handle: writers do not wait for the next */
     _Atomic uint64_t verified_bytes; /* ds_stats: how far ds_verify() has come, for who watches from another thread */
@@ -102,6 +107,8 @@ bool ds__scan_outdated(const ds_store *store, const struct ds_index *index, cons
 /* Every call that looks into segments does so between these two. */
 void ds__enter(ds_store *store);
 void ds__leave(ds_store *store);
+/* Unmaps what a compaction has dropped, and ends `reclaiming`. Outside of the two. */
+void ds__reclaim(ds_store *store);
 /* The same for the thread that holds the writer lock. */
 void ds__enter_writing(ds_store *store);
 
@@ -217,6 +224,22 @@ ds_status ds__blob_map(ds_store *store, const struct ds_blob_reference *referenc
 ds_status ds__blob_link(ds_store *store, const struct ds_directory *from, const struct ds_blob_reference *reference);
 ds_status ds__blob_sync(ds_store *store, const struct ds_blob_reference *reference);
 void ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference);
+
+/* spare.c -------------------------------------------------------------------------------------------------------- */
+
+/* A writer: the next segment had better be made ahead. The keeper, once it is asked: makes it. */
+static inline void ds__spare_want(ds_store *store, uint64_t size) {
+    atomic_store_explicit(&store->spare_wanted, size, memory_order_relaxed);
+}
+static inline bool ds__spare_wanted(const ds_store *store) {
+    return atomic_load_explicit(&store->spare_wanted, memory_order_relaxed) != 0;
+}
+void ds__spare_make(ds_store *store);
+/* Gives one back that nobody has needed for a while; is there one still? */
+bool ds__spare_tidy(ds_store *store);
+/* Makes it the segment that `header` describes, which may become larger. False: there is none that would do. */
+bool ds__spare_take(ds_store *store, struct ds_segment_header *header, struct ds_segment **out);
+void ds__spare_free(ds_store *store);
 
 /* keeper.c ------------------------------------------------------------------------------------------------------- */
 
