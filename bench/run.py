@@ -3,6 +3,7 @@
     engine    the store beside a dict, LMDB, libmdbx, gdbm, RocksDB, SQLite and Redis
     cython    the calls for Cython operators beside the same from Python
     fields    typed state beside save_state
+    shared    kvs_* between processes: reads, waits, counters
     large     large arrays on their way to the operator and back, beside a memcpy and a socket
 
 Each part is a program of this folder that prints markdown. --quick shows within a minute that it works; its figures
@@ -28,6 +29,7 @@ PARTS = {
     "engine": "engine.py",
     "cython": "cython_calls.py",
     "fields": "fields.py",
+    "shared": "shared.py",
     "large": "large.py",
 }
 DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"

@@ -141,7 +141,7 @@ _membership: Membership | None = None
 
 
 def _shared() -> Store:
-    return seen_by_handler(_store or _open())
+    return seen_by_handler(_open() if _store is None else _store)  # an empty one is false
 
 
 def _open() -> Store:

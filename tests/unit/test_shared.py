@@ -95,6 +95,36 @@ def test_keys_are_those_with_the_prefix_sorted():
     assert kvs_keys() == ["a", "b", "b/1", "b/2", "c"]
 
 
+def test_an_empty_store_is_open_like_any_other(monkeypatch):
+    """bool() of a mapping is a question about its keys, which may take a walk over all of them."""
+    assert kvs_keys() == []
+    monkeypatch.setattr(kvs, "_open", None)
+    monkeypatch.setattr(dora_state.Store, "__len__", None)
+    assert kvs_read("nothing", None) is None
+    kvs_write("a", b"1", ttl=60)
+    assert kvs_read("a") == b"1"
+
+
+def test_a_key_with_a_time_to_live_expires():
+    kvs_write("short", b"1", ttl=0.01)
+    with kvs_batch() as batch:
+        batch.put("shorter", b"1", ttl=1e-9)
+        batch.put("stays", b"1")
+    kvs_update("updated", increment, default=b"0", ttl=1e-9)
+    kvs_compare_and_write("claimed", b"", expected=0, ttl=1e-9)
+    assert kvs_compare_and_write("claimed", b"", expected=0, ttl=1e-9)
+    while kvs_read("short", default=None) is not None:
+        pass
+    assert kvs_keys() == ["stays"]
+    for ttl in (0, -1, float("nan"), float("inf"), 11 * 366 * 86400):
+        with pytest.raises(ValueError, match="a time to live is more than 0 seconds"):
+            kvs_write("stays", b"2", ttl=ttl)
+    for ttl in ("1", True, b"1"):
+        with pytest.raises(TypeError, match="a time to live is a number of seconds"):
+            kvs_write("stays", b"2", ttl=ttl)
+    assert kvs_read("stays") == b"1"
+
+
 # Updating
 
 
