@@ -65,8 +65,8 @@ class OperatorHost:
     Args:
         operator: the operator's Python file, or its class. The child imports the class's file, so that
             must be importable again without doing anything: guard a script with `if __name__ == "__main__"`.
-        state_dir: where its state lives; by default DORA_STATE_DIR, else `state` in the working directory. One
-            process uses it at a time, for any number of hosts with different names.
+        state_dir: where its state lives; by default DORA_STATE_DIR, else `state` in the working directory. Hosts
+            with different names may use it together; the default place only within one process.
         name: of the operator in there, and in logs; by default that of its file or class.
         durability: of its saves: "process", "group" or "commit".
         policy: when and how often it is restarted.

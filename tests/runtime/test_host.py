@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ from hosting import EAGER, LEDGER, PATIENCE_S, kill, ledger, wait_gone
 
 from dora_state import OperatorHost, RestartPolicy, Store
 from dora_state.errors import OperatorError
+from dora_state.runtime import inputs
 
 KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "30"))
 
@@ -265,6 +267,25 @@ def test_events_of_every_type_can_be_handed_in(tmp_path):
         host.submit_event({"type": "STOP"})
         assert [output.value["type"] for output in host] == ["STOP"]
     assert host.outcome.clean
+
+
+def test_an_event_that_is_over_is_gone_at_once(operator, tmp_path):
+    """Not only when the garbage collector comes by: a large value occupies memory that is shared."""
+    source = """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("size", len(event["value"]))
+                return 0
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        with make(write(tmp_path, source), tmp_path) as host:
+            for _ in range(3):
+                assert host.send("in", bytes(1 << 20))[0].value == 1 << 20
+        assert [each for each in gc.get_objects() if isinstance(each, inputs.Event)] == []
+    finally:
+        gc.enable()
 
 
 # Its end

@@ -44,8 +44,9 @@ class Event:
 
     def over(self, how: str) -> None:
         """Tell who handed it in that it needs no more handling: DONE, DROPPED, DEAD."""
-        if self.on_over is not None:
-            self.on_over(how)
+        on_over, self.on_over = self.on_over, None  # who was told may refer to the event itself
+        if on_over is not None:
+            on_over(how)
 
     def send(self, to: channel.Channel) -> None:
         if self.value is None:
