@@ -118,7 +118,9 @@ BROKEN = {
 @pytest.mark.parametrize(("source", "told"), BROKEN.values(), ids=BROKEN.keys())
 def test_the_old_object_stays_if_the_new_code_fails(host, source, told, caplog):
     old = LEDGER.replace("class Operator", 'PREFIX = b"old"\n    class Operator')
-    old = old.replace('b"%d %d %d"', 'PREFIX + b" %d %d %d"')
+    # By its name, as pickle and dataclasses would find it, and directly.
+    old = old.replace('b"%d %d %d"', 'PREFIX + sys.modules[__name__].PREFIX + b" %d %d %d"')
+    old = old.replace("class Operator", "import sys\n    class Operator")
     hosted = host(old).start()
     hosted.send(0)
     hosted.wait_outputs(1)
@@ -126,7 +128,7 @@ def test_the_old_object_stays_if_the_new_code_fails(host, source, told, caplog):
     failure = reload(hosted)["failure"]
     assert told in failure["error"]
     hosted.send(1)
-    assert hosted.wait_outputs(2)[1] == "old 1 2 1"  # its module is what it was, too
+    assert hosted.wait_outputs(2)[1] == "oldold 1 2 1"  # its module is what it was, too
     assert "is not reloaded, and goes on as it was" in caplog.text
     write(hosted, old)
     hosted.finish()

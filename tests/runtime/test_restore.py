@@ -75,6 +75,24 @@ def test_the_same_state_twice_then_the_one_before(host, capfd, caplog, how):
     assert "the effects of 1 later events are undone" in caplog.text
 
 
+def test_a_roll_back_restores_all_keys_and_removes_those_that_came_later(host):
+    late = "if number == 2: save_state('late', b'x')\n                "
+    source = picky(3).replace('save_state("count"', late + 'save_state("count"')
+    hosted = host(source, policy=POLICY).start()
+    for number in range(3):
+        hosted.send(number)
+        hosted.wait_outputs(number + 1)
+        if number == 1:
+            take(hosted)
+    with Store(hosted.store_path, read_only=True) as store:
+        assert "late" in store
+    kill(hosted.wait_running()["worker_pid"])
+    hosted.wait(lambda: hosted.statuses[-1]["last_rollback"])
+    hosted.finish()
+    assert hosted.state() == {"count": b"2", "total": b"1"}
+    assert hosted.step().number == 3
+
+
 def test_the_snapshots_are_offered_one_after_the_other_and_the_bad_ones_go(host, capfd):
     hosted = with_snapshots(host, 1, 2, 3, last=4, bad=(2, 3, 4))
     kill(hosted.wait_running()["worker_pid"])
@@ -143,7 +161,9 @@ def test_a_snapshot_that_is_damaged_is_not_offered_to_the_operator(host, capfd):
     with Store(hosted.store_path) as store:
         newest = snapshot.kept(store)[0]
         batch = store._batch()
-        batch.put(newest.key, bytes(newest.size_bytes), snapshot.RUNTIME)
+        content, _ = store._get(snapshot.RUNTIME, newest.key)
+        assert content.count(b"2") == 1
+        batch.put(newest.key, content.replace(b"2", b"7"), snapshot.RUNTIME)  # of 2 events, not 7
         batch.commit()
     kill(hosted.wait_running()["worker_pid"])
     hosted.send(100)
