@@ -189,8 +189,8 @@ class Channel:
 
     def tell_returned(self) -> None:
         """Done by every `send`; by itself for who sends nothing for long."""
-        returned = self.sharing.returned
-        self.send(RETURNED, pack([returned.popleft() for _ in range(len(returned))]))
+        if returned := self.sharing.take_returned():
+            self.send(RETURNED, pack(returned))
 
     def flush(self) -> None:
         with self._lock:

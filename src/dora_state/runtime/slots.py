@@ -22,6 +22,7 @@ worker drops it. An output goes through the socket then.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import threading
 import weakref
@@ -176,6 +177,7 @@ class Sharing:
         self._lent: dict[int, Slot] = {}
         self._theirs: SharedMapping | None = None
         self._borrowed: weakref.WeakSet[Borrowed] = weakref.WeakSet()
+        self._lock = threading.Lock()
         self.make_slot: Callable[[int], Slot | None] | None = None  # in a worker, for outputs
 
     def join(self, document: Any) -> None:
@@ -203,6 +205,14 @@ class Sharing:
         """The peer is gone."""
         self._lent.clear()
 
+    def take_returned(self) -> list[int]:
+        """What the peer is to be told now; each once, whoever asks."""
+        taken = []
+        with contextlib.suppress(IndexError):  # another thread was faster
+            while self.returned:
+                taken.append(self.returned.popleft())
+        return taken
+
     def take(self, where: Any) -> list[memoryview]:
         """The buffers that a message with channel.SHARED speaks of, in place."""
         place, at, sizes = msgpack.unpackb(where)
@@ -210,7 +220,8 @@ class Sharing:
         if place is None:
             assert self._theirs is not None
             mapping, owner = self._theirs, Borrowed(at, self.returned)
-            self._borrowed.add(owner)
+            with self._lock:
+                self._borrowed.add(owner)
         else:
             mapping = open_arena(*place, writable=False)
         views = []
@@ -221,8 +232,9 @@ class Sharing:
 
     def keep_all(self) -> None:
         """Before a fork: the child may look at what is borrowed now for as long as it lives."""
-        for each in list(self._borrowed):
-            each.keep()
+        with self._lock:  # another thread may be taking something
+            for each in self._borrowed:
+                each.keep()
 
 
 class HostMemory:
