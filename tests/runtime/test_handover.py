@@ -140,7 +140,7 @@ def test_a_successor_of_one_that_held_a_socket_waits_also_when_its_end_is_slow(h
     hosted.wait_outputs(1)
     wait_until(lambda: hosted.supervisor._current.holds is not None)
     kill(hosted.wait_running()["worker_pid"])
-    wait_until(lambda: hosted.supervisor.restarts == 1)
+    wait_until(lambda: hosted.supervisor.restarts == 1 and hosted.supervisor._current)
     hosted.send(1)
     wait_until(lambda: hosted.supervisor._current is not None)  # a moment after it was counted
     assert not hosted.supervisor._current.was_started
@@ -184,7 +184,7 @@ def test_an_init_that_fails_beside_its_predecessor_is_retried_and_not_charged(
     hosted.wait_running()
     wait_until(lambda: hosted.supervisor._current.holds is not None)
     kill(hosted.wait_running()["worker_pid"])  # charged: it has committed nothing
-    wait_until(lambda: hosted.supervisor.restarts == 2)
+    wait_until(lambda: hosted.supervisor.restarts == 2 and hosted.supervisor._current)
     assert lives.read_text() == "xx"
     assert len(hosted.supervisor._history.charges) == 1
     wait_until(lambda: hosted.supervisor._current is not None)  # a moment after it was counted
