@@ -134,6 +134,12 @@ char *ds_lifeline_note(ds_lifeline *line) {
     return line->page->note;
 }
 
+uint64_t ds_lifeline_begun(ds_lifeline *line) {
+    uint64_t number;
+    memcpy(&number, line->page->note + DS_LIFELINE_BEGUN, sizeof number);
+    return number;
+}
+
 static void forget_handover(ds_lifeline *line) {
     close_fd(&line->handover.socket);
     line->armed = false;
@@ -314,6 +320,15 @@ static void add_note(ds_lifeline *line, bool unfinished) {
     note[DS_LIFELINE_NOTE - 1] = unfinished;
 }
 
+static void count_attempt(ds_lifeline *line) {
+    uint16_t attempt;
+    if (line->event_size < 4 || ds_lifeline_begun(line) != line->number)
+        return;
+    memcpy(&attempt, line->event + 2, sizeof attempt);
+    attempt++;
+    memcpy(line->event + 2, &attempt, sizeof attempt);
+}
+
 static void hand_over(ds_lifeline *line) {
     const ds_handover *handover = &line->handover;
     uint64_t number;
@@ -327,6 +342,7 @@ static void hand_over(ds_lifeline *line) {
     bool whole = send_all(handover->socket, handover->start, handover->start_size);
     if (whole && unfinished && line->event_size > 0) {
         line->report.replayed = true;
+        count_attempt(line);
         whole = send_all(handover->socket, line->event, line->event_size);
     }
     if (!whole) /* it is dead, or does not read: then it ends, and that is the end of a worker like any */

@@ -28,8 +28,14 @@ extern "C" {
 
 typedef struct ds_lifeline ds_lifeline;
 
-/* Shared with the mutex: the worker's last words, or the host's about it. Any bytes; zeros: none. */
-enum { DS_LIFELINE_NOTE = 512 };
+/* Shared with the mutex: what the worker leaves behind. Zeros at first.
+ *
+ *     offset  size  what
+ *     0       496   its last words, or the host's about it; any bytes
+ *     496     8     the number of the event that it began to handle last
+ *     504     7     zero
+ *     511     1     in what the successor gets: 1 when the dead has left an event unfinished */
+enum { DS_LIFELINE_NOTE = 512, DS_LIFELINE_BEGUN = 496 };
 
 /* The host's end, and a descriptor for the worker (memfd, close-on-exec), which the caller closes. */
 ds_status ds_lifeline_new(ds_lifeline **out, int *memfd);
@@ -50,17 +56,18 @@ typedef struct ds_handover {
     uint64_t incarnation; /* of the successor: nobody below it commits any more */
     int socket;           /* the successor's */
     bool waits;           /* for the pidfd, before START */
-    const void *start;    /* the message; its last DS_LIFELINE_NOTE bytes become the note, but the very last: */
-    size_t start_size;    /* 1 when the worker has left an event unfinished, else 0 */
-    const char *source;   /* the operator's file: a successor that has imported an older one is not used */
+    const void *start;    /* the message; its last DS_LIFELINE_NOTE bytes become the note */
+    size_t start_size;
+    const char *source; /* the operator's file: a successor that has imported an older one is not used */
     int64_t source_mtime_ns;
     uint64_t source_size;
 } ds_handover;
 
 /* *armed: false when the worker is dead already. The event is none until ds_lifeline_event(). */
 ds_status ds_lifeline_arm(ds_lifeline *line, const ds_handover *handover, bool *armed);
-/* The event that the worker gets next: its number, and the message that gives it to the successor when the record does
- * not name it; size 0: START is sent without it, and the caller sends it. Before the event itself is sent. */
+/* The event that the worker gets next: its number, and its message, which the successor gets too when the record does not
+ * name it. Bytes 2 and 3 of that count the attempts: one more if the worker had begun. Size 0: START is sent without it,
+ * and the caller sends it. To be called before the event itself is sent. */
 ds_status ds_lifeline_event(ds_lifeline *line, uint64_t number, const void *message, size_t size, bool *armed);
 
 typedef struct ds_lifeline_report {
@@ -71,6 +78,7 @@ typedef struct ds_lifeline_report {
     uint64_t ready_ns; /* when everything above was done */
 } ds_lifeline_report;
 
+uint64_t ds_lifeline_begun(ds_lifeline *line);
 /* Whether the worker's death was noticed here. */
 bool ds_lifeline_died(ds_lifeline *line);
 /* From now on the thread only kills and reports. What it has begun it finishes first; then `report` tells of it. */

@@ -40,6 +40,7 @@ cdef extern from "lifeline.h" nogil:
     ds_status ds_lifeline_arm(ds_lifeline *line, const ds_handover *handover, c_bool *armed)
     ds_status ds_lifeline_event(ds_lifeline *line, uint64_t number, const void *message, size_t size, c_bool *armed)
     bint ds_lifeline_died(ds_lifeline *line)
+    uint64_t ds_lifeline_begun(ds_lifeline *line)
     void ds_lifeline_disarm(ds_lifeline *line, ds_lifeline_report *report)
 
 
@@ -148,6 +149,12 @@ cdef class Lifeline:
         if status != DS_OK:
             raise _error(status)
         return armed
+
+    @property
+    def begun(self):
+        """The number of the event that the worker began last."""
+        self._check()
+        return ds_lifeline_begun(self.line)
 
     @property
     def died(self):

@@ -145,6 +145,21 @@ static void an_event_that_is_not_on_record_goes_to_the_successor(const char *dir
     end(&it);
 }
 
+static void an_attempt_is_counted_when_it_was_begun(const char *dir) {
+    static const char first[] = {'E', 'V', 1, 0}, second[] = {'E', 'V', 2, 0};
+    char sent[5 + DS_LIFELINE_NOTE + sizeof second];
+    bool armed;
+    scene it;
+    begin(&it, dir, false);
+    arm(&it);
+    CHECK_OK(ds_lifeline_event(it.line, 4, first, sizeof first, &armed));
+    memcpy(ds_lifeline_note(it.line) + DS_LIFELINE_BEGUN, &(uint64_t){4}, 8); /* as the worker would */
+    CHECK(kill_it(&it).replayed);
+    CHECK_EQ(recv(it.socket[1], sent, sizeof sent, MSG_DONTWAIT), sizeof sent);
+    CHECK(memcmp(sent + sizeof sent - sizeof second, second, sizeof second) == 0);
+    end(&it);
+}
+
 static void an_event_on_record_is_not_sent_again(const char *dir) {
     scene it;
     begin(&it, dir, false);
@@ -262,6 +277,7 @@ static void freeing_does_not_wait_for_a_worker_that_lives(const char *dir) {
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(an_event_that_is_not_on_record_goes_to_the_successor),
+        TEST(an_attempt_is_counted_when_it_was_begun),
         TEST(an_event_on_record_is_not_sent_again),
         TEST(a_large_event_is_left_to_the_caller),
         TEST(what_the_record_says_beyond_continue_is_left_to_the_caller),

@@ -33,8 +33,8 @@ def in_the_loop(hosted: Hosted, function) -> None:
             function()
             done.set()
 
-    selector, reader = hosted.supervisor._selector, hosted.supervisor._wake_reader
-    selector.modify(reader, 1, call)
+    poller, reader = hosted.supervisor._poller, hosted.supervisor._wake_reader
+    poller._calls[reader.fileno()] = call
     hosted.supervisor.wake()
     assert done.wait(PATIENCE_S)
 

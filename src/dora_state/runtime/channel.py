@@ -5,7 +5,7 @@ A message is a header, a msgpack document and any number of raw buffers:
     offset  size  what
     0       1     kind
     1       1     number of buffers, n
-    2       2     zero
+    2       2     attempt, of an event; else zero
     4       4     size of the document
     8       8     size of what follows the header
     16      8*n   size of each buffer
@@ -62,7 +62,7 @@ SHARED = (
     0x80  # added to a kind: its buffers are in shared memory, and the one that is sent says where
 )
 
-_HEADER = struct.Struct("<BBxxIQ")
+_HEADER = struct.Struct("<BBHIQ")
 _SIZES = [struct.Struct(f"<{n}Q") for n in range(8)]
 _RECEIVE_BYTES = 1 << 16
 _IOV_MAX = 1024
@@ -76,6 +76,7 @@ class Message(NamedTuple):
     kind: int
     document: Any
     buffers: list[memoryview]
+    attempt: int = 0
 
 
 def pack(document: object, other: Callable[[Any], Any] | None = None) -> bytes:
@@ -104,7 +105,9 @@ def _unpack_other(code: int, data: bytes) -> object:
     raise ValueError(f"an unknown extension type {code} in a message")
 
 
-NOTE_BYTES = 512  # see lifeline.h; the last one says whether an event follows
+NOTE_BYTES = (
+    512  # see lifeline.h, which fills in the end: the event that was begun, whether one follows
+)
 
 
 def describe_failure(failure: Mapping[str, Any]) -> str:
@@ -113,7 +116,7 @@ def describe_failure(failure: Mapping[str, Any]) -> str:
 
 def pack_note(reason: str, detail: str) -> bytes:
     """How a worker ends, for its successor; shortened to what fits."""
-    room = NOTE_BYTES - 32
+    room = NOTE_BYTES - 48
     return pack((reason, detail.encode()[:room].decode(errors="ignore")))
 
 
@@ -127,11 +130,13 @@ def unpack_note(note: memoryview) -> dict[str, Any]:
     return told
 
 
-def frame(kind: int, document: bytes, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+def frame(
+    kind: int, document: bytes, buffers: Sequence[Buffer] = (), attempt: int = 0
+) -> list[Buffer]:
     """The pieces of one message, to be sent one after the other."""
     if not buffers:
         padding = _PADDING[-len(document) % 8]
-        header = _HEADER.pack(kind, 0, len(document), len(document) + len(padding))
+        header = _HEADER.pack(kind, 0, attempt, len(document), len(document) + len(padding))
         return [b"".join((header, document, padding))]
     views = [memoryview(buffer).cast("B") for buffer in buffers]
     sizes = [len(view) for view in views]
@@ -139,7 +144,7 @@ def frame(kind: int, document: bytes, buffers: Sequence[Buffer] = ()) -> list[Bu
     for view in views:
         pieces += (view, _PADDING[-len(view) % 8])
     body = 8 * len(sizes) + sum(map(len, pieces))
-    header = _HEADER.pack(kind, len(sizes), len(document), body)
+    header = _HEADER.pack(kind, len(sizes), attempt, len(document), body)
     pieces[0] = header + _SIZES[len(sizes)].pack(*sizes)
     # One copy of a few bytes is cheaper than a longer system call.
     return [b"".join(pieces)] if body <= 4096 else [piece for piece in pieces if len(piece)]
@@ -158,7 +163,7 @@ class Channel:
         self._rest = b""  # the beginning of a message
         self._body: bytearray | None = None  # of a message too large for one read
         self._body_filled = 0
-        self._body_header = (0, 0, 0)
+        self._body_header = (0, 0, 0, 0)
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -172,7 +177,10 @@ class Channel:
         """Send, or on a non-blocking end send what fits and keep the rest for `flush`."""
         if self.sharing.returned and kind != RETURNED:
             self.tell_returned()
-        pieces = frame(kind, document, buffers)
+        self.send_pieces(frame(kind, document, buffers))
+
+    def send_pieces(self, pieces: list[Buffer]) -> None:
+        """A message that is framed already."""
         with self._lock:
             if not self._unsent and len(pieces) == 1:
                 # The usual case: one short message that fits.
@@ -243,22 +251,24 @@ class Channel:
         view = memoryview(data)
         at, end = 0, len(data)
         while end - at >= _HEADER.size:
-            kind, count, document_size, body_size = _HEADER.unpack_from(data, at)
+            kind, count, attempt, document_size, body_size = _HEADER.unpack_from(data, at)
             body_at = at + _HEADER.size
             if body_at + body_size > end:
                 if body_size > _RECEIVE_BYTES:
                     self._body = bytearray(body_size)
                     self._body_filled = end - body_at
                     self._body[: self._body_filled] = view[body_at:]
-                    self._body_header = (kind, count, document_size)
+                    self._body_header = (kind, count, attempt, document_size)
                     return messages
                 break
             at = body_at + body_size
-            messages.append(self._parse(kind, count, document_size, view[body_at:at]))
+            messages.append(self._parse(kind, count, attempt, document_size, view[body_at:at]))
         self._rest = data[at:]
         return messages
 
-    def _parse(self, kind: int, count: int, document_size: int, body: memoryview) -> Message:
+    def _parse(
+        self, kind: int, count: int, attempt: int, document_size: int, body: memoryview
+    ) -> Message:
         at = 8 * count
         document = unpack(body[at : at + document_size])
         buffers: list[memoryview] = []
@@ -275,4 +285,4 @@ class Channel:
             self.sharing.take_back(document)
         elif kind == MEMORY:  # here, as what comes with the same read may lie in it
             self.sharing.join(document)
-        return Message(kind, document, buffers)
+        return Message(kind, document, buffers, attempt)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import selectors
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import Any
 import msgpack
 
 from dora_state.errors import StateError
+from dora_state.runtime.poller import READ, Poller
 
 log = logging.getLogger("dora_state.supervisor")
 
@@ -45,11 +45,11 @@ class Control:
     def __init__(
         self,
         path: Path,
-        selector: selectors.BaseSelector,
+        poller: Poller,
         handle: Callable[[dict[str, Any], Reply], None],
     ) -> None:
         self._path = path
-        self._selector = selector
+        self._poller = poller
         self._handle = handle
         self._clients: set[socket.socket] = set()
         self._socket = _socket()
@@ -59,13 +59,13 @@ class Control:
         with _reachable(path) as name:
             self._socket.bind(name)
         self._socket.listen()
-        selector.register(self._socket, selectors.EVENT_READ, self._on_connection)
+        poller.register(self._socket, READ, self._on_connection)
 
     def close(self) -> None:
         for client in list(self._clients):
             self._end(client)
         with contextlib.suppress(KeyError):
-            self._selector.unregister(self._socket)
+            self._poller.unregister(self._socket)
         self._socket.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
@@ -81,7 +81,7 @@ class Control:
             client.close()
             return
         self._clients.add(client)
-        self._selector.register(client, selectors.EVENT_READ, lambda: self._on_request(client))
+        self._poller.register(client, READ, lambda: self._on_request(client))
 
     def _on_request(self, client: socket.socket) -> None:
         try:
@@ -108,7 +108,7 @@ class Control:
     def _end(self, client: socket.socket) -> None:
         if client in self._clients:
             self._clients.remove(client)
-            self._selector.unregister(client)
+            self._poller.unregister(client)
             client.close()
 
 

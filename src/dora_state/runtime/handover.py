@@ -63,7 +63,7 @@ class Handover:
             return True
         if event.value is not None:
             value.tell_type(self._spare.channel, event.value)
-        message = event.replay() if self._spare.channel.is_flushed else b""
+        message = event.message() if self._spare.channel.is_flushed else b""
         return self._worker.lifeline.event(event.number, message)
 
     def disarm(self) -> Worker | None:

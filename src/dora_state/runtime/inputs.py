@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,8 @@ class Event:
     conflicts: int = 0  # attempts among these that ended in a conflict, for which nobody is charged
     letter: int = 0  # the dead letter that it was; its commit deletes that
     dropped: bool = field(default=False, repr=False)
+    _pieces: list[channel.Buffer] | None = field(default=None, repr=False)
+    _framed: int = field(default=0, repr=False)  # for which attempt
     on_over: Callable[[str], None] | None = field(default=None, repr=False)
 
     def over(self, how: str) -> None:
@@ -49,29 +51,37 @@ class Event:
             on_over(how)
 
     def send(self, to: channel.Channel) -> None:
-        if self.value is None:
-            to.send(channel.EVENT, self._document(self.attempt))
-        else:
-            value.send(to, channel.EVENT, self._document(self.attempt), self.value)
+        if self.value is not None:
+            value.tell_type(to, self.value)
+            self.lend_to(to)
+        if to.sharing.returned:
+            to.tell_returned()
+        to.send_pieces(self.pieces())
 
-    def replay(self) -> bytes:
-        """The message for a further attempt; empty if it is large."""
-        document = self._document(self.attempt + 1)
-        if self.value is None:
-            return b"".join(channel.frame(channel.EVENT, document))
-        kind, buffers = value.on_the_wire(channel.EVENT, self.value)
-        if self.value.slot is None and self.size_bytes > REPLAY_BYTES:
-            return b""
-        return b"".join(channel.frame(kind, document, buffers))
+    def pieces(self) -> list[channel.Buffer]:
+        """The message, framed once for each attempt."""
+        if self._pieces is None or self._framed != self.attempt:
+            self._framed = self.attempt
+            head, kind = None, channel.EVENT
+            buffers: Sequence[Any] = ()
+            if self.value is not None:
+                head = self.value.head
+                kind, buffers = value.on_the_wire(kind, self.value)
+            document = channel.pack((self.number, self.packed, head, self.letter))
+            self._pieces = channel.frame(kind, document, buffers, self.attempt)
+        return self._pieces
 
-    def was_replayed(self, to: channel.Channel) -> None:
-        """A lifeline has sent it."""
+    def message(self) -> bytes:
+        """The same in one piece, for the lifeline; empty if it is large."""
+        pieces = self.pieces()
+        if len(pieces) == 1:
+            return bytes(pieces[0])
+        return b"".join(pieces) if self.size_bytes <= REPLAY_BYTES else b""
+
+    def lend_to(self, to: channel.Channel) -> None:
+        """Before it is told of a value in shared memory, or right after a lifeline has told it."""
         if self.value is not None and self.value.slot is not None:
             to.sharing.lend(self.value.slot)
-
-    def _document(self, attempt: int) -> bytes:
-        head = self.value.head if self.value is not None else None
-        return channel.pack((self.number, attempt, self.packed, head, self.letter))
 
 
 def take_apart(event: Mapping[str, Any], make_slot: value.MakeSlot | None = None) -> Event:
@@ -102,6 +112,7 @@ class InputBuffer:
         self._bytes: dict[str, int] = {}
         self._lock = threading.Lock()
         self.dropped: dict[str, int] = {}
+        self.dropped_count = 0
         self.stop_seen = False  # a STOP event has come in
 
     def put(self, event: Event) -> None:
@@ -133,10 +144,6 @@ class InputBuffer:
                 return event
             return None
 
-    @property
-    def dropped_count(self) -> int:
-        return sum(self.dropped.values())
-
     def __len__(self) -> int:
         with self._lock:
             return len(self._order) - self._husks
@@ -162,4 +169,5 @@ class InputBuffer:
             self._order = deque(each for each in self._order if not each.dropped)
             self._husks = 0
         self.dropped[input_id] = self.dropped.get(input_id, 0) + 1
+        self.dropped_count += 1
         event.over(DROPPED)

@@ -34,7 +34,6 @@ import contextlib
 import enum
 import logging
 import random
-import selectors
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,6 +63,7 @@ from dora_state.runtime.offer import Offer
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.pipes import Relay
 from dora_state.runtime.policy import Action, Ending, History, RestartPolicy
+from dora_state.runtime.poller import READ, Poller
 from dora_state.runtime.restart import Restart
 from dora_state.runtime.status import Account
 from dora_state.runtime.worker import WorkerConfig
@@ -201,15 +201,17 @@ class Supervisor:
         self._last_call: float | None = None  # when no more of the backlog is handled
         self._clean, self._why, self._failed = False, "", False
 
-        self._selector = selectors.DefaultSelector()
+        self._poller = Poller()
+        self._woken = False
+        self._sleeps = False
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)
-        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
+        self._poller.register(self._wake_reader, READ, self._on_wake)
         self.workers = Workers(
             self._make_zygote,
             config.operator,
-            self._selector,
+            self._poller,
             self._memory,
             has_spare=config.standby != "off",
             adopts=config.adopts,
@@ -267,6 +269,9 @@ class Supervisor:
         self.wake()
 
     def wake(self) -> None:
+        self._woken = True
+        if not self._sleeps:
+            return  # it looks before it sleeps
         with contextlib.suppress(BlockingIOError):  # it is awake already
             self._wake_writer.send(b"\0")
 
@@ -356,7 +361,7 @@ class Supervisor:
         if self._store is not None:
             self._store.close()
             self._store = None
-        self._selector.close()
+        self._poller.close()
         self._memory.close()
 
     def status(self) -> dict[str, Any]:
@@ -376,8 +381,11 @@ class Supervisor:
     # The loop
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(self._timeout()):
-            key.data()
+        self._sleeps = not self._woken
+        if self._woken:  # after `_sleeps` is set: who wakes us from now on writes to the socket
+            self._sleeps = self._woken = False
+        self._poller.turn(self._timeout() if self._sleeps else 0)
+        self._sleeps = False
         self._run_timers()
         self._advance()
 
@@ -461,7 +469,7 @@ class Supervisor:
         self._in_flight = event
         if current.is_ready:
             self._hang.begin(current, "event")
-        with contextlib.suppress(OSError):  # it is dying; its pidfd will tell
+        with contextlib.suppress(OSError):  # it is dying; its lifeline will tell
             event.send(current.channel)
         self.workers.watch_room(current)
 
@@ -579,7 +587,7 @@ class Supervisor:
         if dead.has_replay:
             self._in_flight, self._replay = self._replay, None
             assert self._in_flight is not None
-            self._in_flight.was_replayed(new.channel)
+            self._in_flight.lend_to(new.channel)
         self._hang.begin(new, "start")
         self._dispatch()
 
@@ -717,7 +725,7 @@ class Supervisor:
         """Decide about the event that a dead worker had. The only place that does."""
         assert self._store is not None
         event = self._in_flight
-        if event is not None and dead.is_ready:  # one that died in __init__ has not attempted it
+        if event is not None and dead.begun == event.number:
             event.attempt += 1
         self._decide(dead)
 
@@ -839,8 +847,8 @@ class Supervisor:
             self._restart.attempt = self._replay.attempt
 
     def _note_crash(self, dead: Worker) -> None:
-        event = self._replay if dead.is_ready else None
-        if event is None:
+        event = self._replay
+        if event is None or dead.begun != event.number:
             self.account.take_crash(dead, None, 0)
         else:
             self.account.replayed += 1
@@ -952,7 +960,7 @@ class Supervisor:
             self.input.put(event)
         self._keeper = snapshot.Keeper(path, self.config.durability, self.config.snapshot_period_s)
         try:
-            self._control = Control(control.path_beside(path), self._selector, self._on_request)
+            self._control = Control(control.path_beside(path), self._poller, self._on_request)
         except OSError as error:
             log.warning("the command line cannot talk to this host: %s", error)
 

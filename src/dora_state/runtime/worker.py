@@ -28,6 +28,7 @@ import importlib.util
 import logging
 import os
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -62,6 +63,8 @@ log = logging.getLogger("dora_state.operator")
 FAILED_EXIT = 70  # EX_SOFTWARE
 HELD_OUTPUT_BYTES = 256 << 20
 _SPARE_MIB = 64
+_BEGUN = struct.Struct("<Q")  # in the lifeline's note: see lifeline.h
+_BEGUN_AT = 496
 # An operator's `handover`: its successor is built when it is gone, descriptors and all, or as soon as it is dead.
 GONE, DEAD = "gone", "dead"
 
@@ -347,7 +350,10 @@ class Worker:
     # Events
 
     def _handle(self, message: channel.Message) -> None:
-        number, attempt, packed, head, letter = message.document
+        number, packed, head, letter = message.document
+        attempt = message.attempt
+        if self.note is not None:
+            _BEGUN.pack_into(self.note, _BEGUN_AT, number)
         event = channel.unpack(packed)
         if head is not None:
             event["value"] = value.decode(head, message.buffers, self.host.types)

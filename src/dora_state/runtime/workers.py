@@ -1,6 +1,6 @@
 """The processes below the host: the zygote, the workers it forks, and the spare among them.
 
-`Workers` brings them up, watches their sockets and pidfds in the supervisor's selector, and reports
+`Workers` brings them up, watches their sockets and pidfds in the supervisor's poller, and reports
 messages, and two ends. The *death*, from the lifeline (csrc/include/lifeline.h) or, if that fails,
 from the pidfd: it was sent SIGKILL, its main thread runs no instruction any more, it is fenced off,
 and all that it said before has been handed over. And that it is *gone*, from the pidfd: its files
@@ -14,7 +14,6 @@ import itertools
 import logging
 import os
 import select
-import selectors
 import signal
 import socket
 import time
@@ -25,6 +24,7 @@ from typing import Any
 from dora_state._core import Lifeline
 from dora_state.errors import OperatorError, StateError
 from dora_state.runtime import channel, process, value, worker
+from dora_state.runtime.poller import READ, WRITE, Poller
 from dora_state.runtime.slots import ArenaFile, HostMemory
 from dora_state.runtime.zygote import Zygote
 
@@ -63,6 +63,7 @@ class Worker:
         self.was_started = False
         self.beside: Worker | None = None  # its predecessor, if that was not gone at the START
         self.report: tuple[bool, bool, float, float] | None = None  # Lifeline.disarm()
+        self.begun = 0  # the number of the event that it handled last, or was handling
         self.is_dead = False
         self.is_gone = False
         self.wait_status: int | None = None
@@ -115,7 +116,7 @@ class Workers:
         self,
         zygote: Callable[[], Zygote],
         operator: Path,
-        selector: selectors.BaseSelector,
+        poller: Poller,
         memory: HostMemory,
         *,
         has_spare: bool,
@@ -132,7 +133,7 @@ class Workers:
         self.closing = False  # deaths are wanted from here on
         self._make_zygote = zygote
         self._operator = operator
-        self._selector = selector
+        self._poller = poller
         self._memory = memory
         self._has_spare = has_spare
         self._adopts = adopts
@@ -165,12 +166,12 @@ class Workers:
             process.become_subreaper()
             self._not_ours = process.children()
         self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._eventfd, selectors.EVENT_READ, self._on_lifelines)
+        self._poller.register(self._eventfd, READ, self._on_lifelines)
         self._open_zygote()
 
     def _open_zygote(self) -> None:
         self._zygote = self._make_zygote()
-        self._selector.register(self._zygote, selectors.EVENT_READ, self._on_zygote)
+        self._poller.register(self._zygote, READ, self._on_zygote)
 
     def open_store(self, path: Path, durability: str, incarnation: int) -> None:
         """Have the workers, also those to come, open the store; their incarnations follow the given
@@ -263,7 +264,7 @@ class Workers:
             self._on_answer()
         new.lifeline.close_memfd()
         self._alive[new.token] = self._unreaped[new.token] = new
-        self._selector.register(ours, selectors.EVENT_READ, lambda: self._on_socket(new))
+        self._poller.register(ours, READ, lambda: self._on_socket(new))
         new.outputs, memory = self._memory.share_with(new.channel.sharing)
         self.send(new, channel.MEMORY, memory)
         self._give_store(new)
@@ -282,9 +283,9 @@ class Workers:
         if wanted == to._watches_room:
             return
         to._watches_room = wanted
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-        with contextlib.suppress(KeyError, ValueError):  # closed meanwhile
-            self._selector.modify(to.channel.socket, events, lambda: self._on_socket(to))
+        events = READ | (WRITE if wanted else 0)
+        if to.channel.fileno() >= 0:
+            self._poller.modify(to.channel.socket, events)
 
     def _on_socket(self, each: Worker) -> None:
         if each is self._spare:
@@ -407,6 +408,7 @@ class Workers:
             return
         each.is_dead = True
         each.report = each.lifeline.disarm()
+        each.begun = each.lifeline.begun
         if each.noticed_end is None:
             each.noticed_end = each.report[2] if each.report else time.monotonic()
         self._on_end(each)
@@ -442,8 +444,7 @@ class Workers:
         self._alive.pop(each.token, None)
 
     def _unregister(self, thing: Any) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(thing)
+        self._poller.unregister(thing)
 
     # The zygote
 
@@ -496,7 +497,7 @@ class Workers:
             os.close(pidfd)
             return
         each.pidfd = pidfd
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_pidfd(each))
+        self._poller.register(pidfd, READ, lambda: self._on_pidfd(each))
         self._watch(each)
         if each.noticed_end is not None:  # someone wanted it dead before it was born
             self.kill(each)
