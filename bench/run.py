@@ -4,6 +4,7 @@
     cython    the calls for Cython operators beside the same from Python
     fields    typed state beside save_state
     shared    kvs_* between processes: reads, waits, counters
+    restart   a crash in its parts, beside dora's own restart; one event, beside a bare ping-pong
     large     large arrays on their way to the operator and back, beside a memcpy and a socket
 
 Each part is a program of this folder that prints markdown. --quick shows within a minute that it works; its figures
@@ -30,6 +31,7 @@ PARTS = {
     "cython": "cython_calls.py",
     "fields": "fields.py",
     "shared": "shared.py",
+    "restart": "restart.py",
     "large": "large.py",
 }
 DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"

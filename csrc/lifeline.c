@@ -223,17 +223,24 @@ ds_status ds_lifeline_arm(ds_lifeline *line, const ds_handover *handover, bool *
     return status;
 }
 
-ds_status ds_lifeline_event(ds_lifeline *line, uint64_t number, const void *message, size_t size, bool *armed) {
+ds_status ds_lifeline_event(ds_lifeline *line, uint64_t number, const void *message, size_t size, bool *alive) {
     bool kept = true;
     pthread_mutex_lock(&line->mutex);
-    *armed = line->state == WATCHING && line->armed;
-    if (*armed) {
+    *alive = line->state == WATCHING;
+    if (*alive && line->armed) {
         kept = keep(&line->event, &line->event_room, message, size);
         line->number = number;
         line->event_size = kept ? size : 0;
     }
     pthread_mutex_unlock(&line->mutex);
     return kept ? DS_OK : ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory for an event of %zu bytes", size);
+}
+
+void ds_lifeline_withdraw(ds_lifeline *line) {
+    pthread_mutex_lock(&line->mutex);
+    if (line->state == WATCHING)
+        forget_handover(line);
+    pthread_mutex_unlock(&line->mutex);
 }
 
 bool ds_lifeline_died(ds_lifeline *line) {

@@ -67,8 +67,11 @@ typedef struct ds_handover {
 ds_status ds_lifeline_arm(ds_lifeline *line, const ds_handover *handover, bool *armed);
 /* The event that the worker gets next: its number, and its message, which the successor gets too when the record does not
  * name it. Bytes 2 and 3 of that count the attempts: one more if the worker had begun. Size 0: START is sent without it,
- * and the caller sends it. To be called before the event itself is sent. */
-ds_status ds_lifeline_event(ds_lifeline *line, uint64_t number, const void *message, size_t size, bool *armed);
+ * and the caller sends it. To be called before the event itself is sent. *alive: false when the worker is dead already. */
+ds_status ds_lifeline_event(ds_lifeline *line, uint64_t number, const void *message, size_t size, bool *alive);
+
+/* What was armed does not hold any more. Does not wait: what has begun goes on. */
+void ds_lifeline_withdraw(ds_lifeline *line);
 
 typedef struct ds_lifeline_report {
     bool died;         /* noticed here; all below is false or 0 otherwise */

@@ -1,6 +1,7 @@
 """Kills the operator's worker with SIGKILL at random moments of the run, and times how long it is away.
 
-Whom to kill it learns from the status that the runtime keeps in the shared store.
+Whom to kill it learns from the status that the runtime keeps in the shared store. Of several operators it takes one at
+random each time.
 """
 
 import os
@@ -14,14 +15,14 @@ from dora import Node
 
 from dora_state import kvs_write, operator_status
 
-OPERATOR = "counter"
+OPERATORS = os.environ.get("COUNTER_OPERATORS", "counter").split()
 TICK_S = 0.01
 PATIENCE_S = 30.0
 
 
-def worker_pid() -> int:
+def worker_pid(operator: str) -> int:
     """The process that runs the operator now, or 0."""
-    status = operator_status(OPERATOR)
+    status = operator_status(operator)
     return status["worker_pid"] if status else 0
 
 
@@ -35,7 +36,7 @@ def is_ours(pid: int) -> bool:
     return os.getppid() in ancestors[1:]
 
 
-def kill(pid: int) -> bool:
+def kill(operator: str, pid: int) -> bool:
     """Sends SIGKILL to this very process, never to another one that got its number. False: it is gone."""
     try:
         descriptor = os.pidfd_open(pid)
@@ -44,7 +45,7 @@ def kill(pid: int) -> bool:
     try:
         if not is_ours(pid):
             raise SystemExit(
-                f"process {pid} is in the status of {OPERATOR} but does not belong to this dataflow"
+                f"process {pid} is in the status of {operator} but does not belong to this dataflow"
             )
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
     except (ProcessLookupError, FileNotFoundError):
@@ -54,17 +55,17 @@ def kill(pid: int) -> bool:
     return True
 
 
-def kill_once() -> float:
+def kill_once(operator: str) -> float:
     """Kills the worker and returns after how many milliseconds the runtime says that its successor is at work."""
     deadline = time.monotonic() + PATIENCE_S
-    while not ((victim := worker_pid()) and kill(victim)):
+    while not ((victim := worker_pid(operator)) and kill(operator, victim)):
         if time.monotonic() > deadline:
             raise SystemExit(
-                f"no worker to kill: the status of {OPERATOR} names {victim or 'none'}"
+                f"no worker to kill: the status of {operator} names {victim or 'none'}"
             )
         time.sleep(0.001)
     killed_at = time.monotonic()
-    while worker_pid() in (0, victim):
+    while worker_pid(operator) in (0, victim):
         if time.monotonic() > killed_at + PATIENCE_S:
             raise SystemExit(
                 f"worker {victim} was killed and has no successor after {PATIENCE_S:.0f} s"
@@ -92,7 +93,7 @@ def main() -> None:
         elif begin and time.monotonic() - begin >= moments[0]:
             del moments[0]
             time.sleep(chance.uniform(0, TICK_S))  # or it would keep in step with the source
-            restart_ms.append(kill_once())
+            restart_ms.append(kill_once(chance.choice(OPERATORS)))
             kvs_write("counter/restart_ms", msgpack.packb(restart_ms))
 
 

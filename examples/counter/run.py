@@ -21,7 +21,7 @@ NODE_SAID = re.compile(r"\S+ std(out|err) ")
 START_AND_STOP_S = 90
 
 
-def main() -> int:
+def main(folder: Path = HERE) -> int:
     parser = argparse.ArgumentParser(
         description="An operator is killed and comes back with its state."
     )
@@ -44,14 +44,15 @@ def main() -> int:
         environment.program("dora"),
         {**environment.variables(), **settings},
         options.seconds + START_AND_STOP_S,
+        folder,
     )
 
 
-def run(dora: str, variables: dict[str, str], patience_s: float) -> int:
-    """Runs the dataflow of this folder, shows what its nodes say, and returns the exit code of the example."""
+def run(dora: str, variables: dict[str, str], patience_s: float, folder: Path = HERE) -> int:
+    """Runs the dataflow of a folder, shows what its nodes say, and returns the exit code of the example."""
     process = subprocess.Popen(
         [dora, "run", "dataflow.yml", "--log-level", "stdout"],
-        cwd=HERE,
+        cwd=folder,
         env=variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

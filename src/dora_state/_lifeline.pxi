@@ -39,6 +39,7 @@ cdef extern from "lifeline.h" nogil:
     ds_status ds_lifeline_watch(ds_lifeline *line, int pidfd, int eventfd)
     ds_status ds_lifeline_arm(ds_lifeline *line, const ds_handover *handover, c_bool *armed)
     ds_status ds_lifeline_event(ds_lifeline *line, uint64_t number, const void *message, size_t size, c_bool *armed)
+    void ds_lifeline_withdraw(ds_lifeline *line)
     bint ds_lifeline_died(ds_lifeline *line)
     uint64_t ds_lifeline_begun(ds_lifeline *line)
     void ds_lifeline_disarm(ds_lifeline *line, ds_lifeline_report *report)
@@ -140,15 +141,20 @@ cdef class Lifeline:
         return armed
 
     def event(self, unsigned long long number, bytes message not None):
-        """The event that goes to the worker next; False if it is dead already, or not armed."""
-        cdef c_bool armed = False
+        """The event that goes to the worker next; False if that is dead already."""
+        cdef c_bool alive = False
         self._check()
         # With the GIL: the mutex is never held for longer than a copy takes.
         cdef ds_status status = ds_lifeline_event(self.line, number, PyBytes_AS_STRING(message),
-                                                  <size_t>PyBytes_GET_SIZE(message), &armed)
+                                                  <size_t>PyBytes_GET_SIZE(message), &alive)
         if status != DS_OK:
             raise _error(status)
-        return armed
+        return alive
+
+    def withdraw(self):
+        """What was armed does not hold any more; from any thread, without waiting."""
+        if self.line is not NULL:
+            ds_lifeline_withdraw(self.line)
 
     @property
     def begun(self):

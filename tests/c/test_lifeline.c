@@ -222,14 +222,16 @@ static void a_successor_of_an_older_source_is_not_started(const char *dir) {
 static void disarmed_it_only_reports(const char *dir) {
     scene it;
     ds_lifeline_report report;
-    bool armed;
+    bool alive;
     begin(&it, dir, false);
     arm(&it);
     give(&it, 4, "EVENT");
+    ds_lifeline_withdraw(it.line);
+    arm(&it);
     ds_lifeline_disarm(it.line, &report);
     CHECK(!report.died && !ds_lifeline_died(it.line));
-    CHECK_OK(ds_lifeline_event(it.line, 5, "EVENT", 5, &armed));
-    CHECK(!armed);
+    CHECK_OK(ds_lifeline_event(it.line, 5, "EVENT", 5, &alive));
+    CHECK(alive);
     CHECK(!kill_it(&it).started);
     expect_nothing_sent(&it);
     end(&it);

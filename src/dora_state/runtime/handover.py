@@ -66,6 +66,12 @@ class Handover:
         message = event.message() if self._spare.channel.is_flushed else b""
         return self._worker.lifeline.event(event.number, message)
 
+    def withdraw(self) -> None:
+        """From any thread: START would not say what is true now. The loop arms anew."""
+        worker = self._worker
+        if worker is not None:
+            worker.lifeline.withdraw()
+
     def disarm(self) -> Worker | None:
         """Returns the worker if it is dead, and its successor was started."""
         worker, self._worker, self._spare, self.terms = self._worker, None, None, None

@@ -115,13 +115,15 @@ class InputBuffer:
         self.dropped_count = 0
         self.stop_seen = False  # a STOP event has come in
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Event) -> bool:
+        """Returns whether others were dropped for it."""
         with self._lock:
             self._order.append(event)
             if event.type == "STOP":
                 self.stop_seen = True
             if event.type != "INPUT" or event.id is None:
-                return
+                return False
+            before = self.dropped_count
             waiting = self._per_input.setdefault(event.id, deque())
             waiting.append(event)
             self._bytes[event.id] = self._bytes.get(event.id, 0) + event.size_bytes
@@ -130,6 +132,7 @@ class InputBuffer:
                 self._bytes[event.id] > QUEUE_BYTES and len(waiting) > 1
             ):
                 self._drop(event.id)
+            return self.dropped_count != before
 
     def take(self) -> Event | None:
         with self._lock:

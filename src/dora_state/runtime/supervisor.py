@@ -251,7 +251,8 @@ class Supervisor:
 
     def put(self, event: Event) -> None:
         """Take an event that is taken apart already."""
-        self.input.put(event)
+        if self.input.put(event):
+            self._handover.withdraw()  # START tells of what was dropped
         self.wake()
 
     def close_input(self) -> None:
@@ -572,6 +573,7 @@ class Supervisor:
         if new is None or new.was_started or self._awaited:
             return
         new.was_started = True
+        new.started = time.monotonic()
         new.beside = beside
         self._hang.begin(new, "start")
         document = self._offer.document(self.input.dropped, replays=self._replay is not None)
@@ -580,8 +582,10 @@ class Supervisor:
 
     def _take_on(self, dead: Worker) -> None:
         """Its lifeline has started the spare, with the event if that is to be handled again."""
+        assert dead.report is not None
         new = self._current = self.workers.take_started()
         new.was_started = True
+        new.started = dead.report[3]
         new.beside = None if dead.is_gone else dead
         self.state = State.STARTING
         if dead.has_replay:
@@ -618,6 +622,8 @@ class Supervisor:
             assert self._store is not None
             start = self._offer.document(self.input.dropped, replays=False, reason="exit")
             self._handover.arm(terms, current, spare, self._store, start, self._in_flight)
+            if self.input.dropped_count != terms[-1]:
+                self._handover.withdraw()
 
     def _restarts_at_once(self, current: Worker) -> bool:
         """Whether the policy is certain to say so, were it to die now."""

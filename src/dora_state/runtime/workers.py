@@ -61,6 +61,7 @@ class Worker:
         self.lifeline = Lifeline()
         self.holds: list[str] | None = None  # what HOLDS told
         self.was_started = False
+        self.started = 0.0  # when START was sent, by time.monotonic()
         self.beside: Worker | None = None  # its predecessor, if that was not gone at the START
         self.report: tuple[bool, bool, float, float] | None = None  # Lifeline.disarm()
         self.begun = 0  # the number of the event that it handled last, or was handling
