@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hosting import Hosted
+from hosting import LEDGER, Hosted
+from killable import HostProcess
 
 
 @pytest.fixture
@@ -14,6 +15,19 @@ def host(tmp_path: Path) -> Iterator[Callable[..., Hosted]]:
 
     def make(*args: object, **config: object) -> Hosted:
         made.append(Hosted(tmp_path, *args, **config))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def host_process(tmp_path: Path) -> Iterator[Callable[..., HostProcess]]:
+    made: list[HostProcess] = []
+
+    def make(source: str = LEDGER, grace_s: float = 5.0) -> HostProcess:
+        made.append(HostProcess(tmp_path, source, grace_s))
         return made[-1]
 
     yield make

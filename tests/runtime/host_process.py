@@ -7,9 +7,11 @@ input.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from hosting import EAGER
@@ -24,7 +26,7 @@ def say(**fields: object) -> None:
 def main() -> int:
     config = SupervisorConfig(
         operator=Path(sys.argv[1]),
-        policy=EAGER,
+        policy=replace(EAGER, max_event_attempts=int(os.environ.get("EVENT_ATTEMPTS", "0"))),
         durability="process",
         shutdown_grace_s=float(sys.argv[3]) if len(sys.argv) > 3 else 5.0,
         queue_sizes={"in": 1_000_000},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import threading
 
 import pytest
 from hosting import LEDGER, Hosted, kill
@@ -315,3 +317,101 @@ def test_kills_from_outside_between_events_set_nothing_aside(host):
         kill(status["worker_pid"])
     hosted.finish()
     assert letters(hosted).letters == ()
+
+
+# The host dies, too
+
+COUNTS = """
+    import os
+
+    class Operator:
+        counts = {}
+
+        def restore_state(self, state):
+            self.counts = {key: int(count) for key, count in state.items()}
+
+        def on_event(self, event, send_output):
+            number = int(event["value"])
+            if number % 3 == 0 and os.path.exists(TROUBLE): raise ValueError(number)
+            self.counts[str(number)] = self.counts.get(str(number), 0) + 1
+            self.save_state(str(number), b"%d" % self.counts[str(number)])
+            send_output("number", event["value"])
+            return 0
+"""
+LIVES = 6
+
+
+def test_whenever_the_host_is_killed_an_event_has_its_effect_or_is_a_letter(
+    host_process, tmp_path, monkeypatch
+):
+    """And when the letters are replayed, each has its effect exactly once."""
+    monkeypatch.setenv("EVENT_ATTEMPTS", "2")
+    chance = random.Random(LIVES)
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    source = COUNTS.replace("TROUBLE", repr(str(trouble)))
+
+    def live(numbers: range) -> None:
+        host = host_process(source)
+        host.wait_running()
+        host.send(*numbers)
+        threading.Event().wait(chance.uniform(0, 0.05))  # a random moment is the point here
+        kill(host.popen.pid)
+        host.close()
+
+    def effects_and_letters() -> tuple[dict[int, int], dict[int, int]]:
+        with Store(tmp_path / "store") as store:
+            store.settle()
+            found = {int(key): int(count) for key, count in store.items()}
+            listed = dead_letter.read(store).letters
+            contents = [dead_letter.content(store, each.number) for each in listed]
+            return found, {
+                int(content.event["value"]): letter.number
+                for content, letter in zip(contents, listed, strict=True)
+            }
+
+    # Each third event is bad, and never three in a row: it is not degraded.
+    for life in range(LIVES):
+        live(range(100 * life, 100 * life + 30))
+    effects, letters = effects_and_letters()
+    assert set(effects.values()) <= {1}
+    assert all(number % 3 == 0 for number in letters)
+    assert not set(effects) & set(letters)
+    assert letters, "nothing was set aside"
+
+    trouble.unlink()
+    with Store(tmp_path / "store") as store:
+        dead_letter.mark(store, set(letters.values()))
+    for _ in range(LIVES):
+        live(range(0))
+        assert set(effects_and_letters()[0].values()) <= {1}
+    last = host_process(source)
+    last.wait_running()
+    last.wait(lambda: any(not line.get("dead_letters", {"kept": 1})["kept"] for line in last.lines))
+    last.close()
+    effects, left = effects_and_letters()
+    assert left == {}
+    assert set(effects.values()) == {1}
+    assert set(letters) <= set(effects)
+
+
+def test_a_host_that_is_killed_then_gives_the_number_of_a_letter_to_no_other_event(
+    host_process, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EVENT_ATTEMPTS", "1")
+    (tmp_path / "trouble").touch()
+    source = COUNTS.replace("TROUBLE", repr(str(tmp_path / "trouble")))
+    for life in (1, 2):
+        host = host_process(source)
+        host.wait_running()
+        host.send(3 * life)
+        host.wait(
+            lambda host=host, life=life: any(
+                line.get("dead_letters", {"kept": 0})["kept"] == life for line in host.lines
+            )
+        )
+        kill(host.popen.pid)
+        host.close()
+    with Store(tmp_path / "store") as store:
+        assert [each.number for each in dead_letter.read(store).letters] == [1, 2]
+        assert [dead_letter.content(store, n).event["value"] for n in (1, 2)] == [b"3", b"6"]

@@ -537,6 +537,7 @@ class Supervisor:
         self._hang.end()
         if event.letter:
             self._letters.tidy()
+            self._publish(self.status())
         held, self._held = self._held, []
         for output in held:
             self._send(output)
