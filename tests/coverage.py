@@ -45,7 +45,8 @@ def run_tests() -> None:
         data.unlink()
     command = ["ctest", "--test-dir", BUILD, "-E", LEFT_OUT, "--output-on-failure"]
     command += ["--parallel", str(os.cpu_count() or 1)]
-    subprocess.run([str(word) for word in command], check=True)
+    environment = {**os.environ, "DORA_STATE_TEST_LIMIT_S": "600"}
+    subprocess.run([str(word) for word in command], check=True, env=environment)
 
 
 class File:
