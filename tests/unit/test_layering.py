@@ -227,3 +227,34 @@ def test_the_binding_sees_only_the_public_header():
         for header in re.findall(r'cdef extern from [<"]([^>"]+)', path.read_text()):
             ours = (SOURCES / "csrc" / header).exists()
             assert not ours, f"{path.name} includes {header} instead of dora_state.h"
+
+
+NEVER = {"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle"}
+
+
+def runs_what_it_reads(source: str) -> bool:
+    """Could a file of a store that somebody has changed run code of his? Allowed is `allow_pickle=False`."""
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        if {name.partition(".")[0] for name in names} & NEVER:
+            return True
+        allows = isinstance(node, ast.keyword) and node.arg == "allow_pickle"
+        if allows and not (isinstance(node.value, ast.Constant) and node.value.value is False):
+            return True
+    return False
+
+
+def test_i29_nothing_is_ever_unpickled():
+    for path in PACKAGE.rglob("*.py"):
+        assert not runs_what_it_reads(path.read_text()), path
+    for path in PACKAGE.glob("*.pyx"):
+        assert not re.search(rf"import ({'|'.join(NEVER)})\b", path.read_text()), path
+
+
+def test_the_test_sees_a_pickle():
+    assert runs_what_it_reads("import pickle")
+    assert runs_what_it_reads("def f():\n    from marshal import loads")
+    assert runs_what_it_reads("numpy.load(file, allow_pickle=flag)")
+    assert not runs_what_it_reads("numpy.load(file, allow_pickle=False)")
