@@ -8,8 +8,9 @@ import textwrap
 import pytest
 from hosting import kill
 
-from dora_state import typed_state
-from dora_state.runtime import killpoint
+from dora_state import Store, typed_state
+from dora_state.runtime import killpoint, snapshot
+from dora_state.runtime.policy import RestartPolicy
 
 pytest.importorskip("numpy")
 
@@ -109,8 +110,6 @@ def test_an_event_writes_only_the_keys_that_it_changed(host):
     hosted.send(*range(3))
     hosted.wait_outputs(3)
     hosted.finish()
-    from dora_state import Store
-
     with Store(hosted.store_path) as store:
         changed = [sorted(keys) for _, keys in store.changes(after=after)]
     assert changed == [["@cells[1]", "@count"], ["@cells[2]", "@count"], ["@cells[3]", "@count"]]
@@ -200,3 +199,52 @@ def test_a_restart_into_a_newer_class_migrates(host):
     assert hosted.wait_outputs(4)[3] == "[1, 2, 2, 3]"
     hosted.finish()
     assert sorted(hosted.state()) == ["@", "@both"]
+
+
+def test_validate_state_sees_the_fields_and_a_snapshot_brings_them_back(host):
+    """Entries that came, went and changed after the snapshot are as they were then."""
+    hosted = host(
+        """
+        from dora_state import state
+
+        class Operator:
+            count: int = state(0)
+            cells: dict[int, list] = state({}, keyed=True)
+
+            def validate_state(self):
+                assert self.count != 4, "four is no count"
+
+            def on_event(self, event, send_output):
+                number = int(event["value"])
+                self.count += 1
+                self.cells.pop(number - 2, None)
+                self.cells[number] = []
+                for each in self.cells.values():
+                    each.append(number)
+                send_output("out", repr((self.count, dict(self.cells))).encode())
+                return 0
+        """,
+        policy=RestartPolicy(restart_delay=0.0),
+    ).start()
+    for n in range(4):
+        hosted.send(n)
+        hosted.wait_outputs(n + 1)
+        if n == 2:
+            with Store(hosted.store_path) as store:
+                assert snapshot.take(store) is not None
+    assert hosted.texts[3] == "(4, {2: [2, 3], 3: [3]})"
+    kill(hosted.wait_running()["worker_pid"])
+    hosted.send(7)
+    after = "(4, {1: [1, 2, 7], 2: [2, 7], 7: [7]})"
+    assert hosted.wait_outputs(5)[4] == after
+    assert hosted.statuses[-1]["last_rollback"]["undone"] == 1
+    hosted.send(8)
+    hosted.wait_outputs(6)
+    kill(hosted.wait_running(4)["worker_pid"])
+    hosted.send(9)
+    assert (
+        hosted.wait_outputs(7)[6] == "(6, {1: [1, 2, 7, 8, 9], 2: [2, 7, 8, 9], 8: [8, 9], 9: [9]})"
+    )
+    hosted.finish()
+    values, _ = typed_state.unpack(hosted.state())
+    assert list(values["cells"]) == [1, 2, 8, 9]
