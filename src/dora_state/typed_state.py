@@ -26,6 +26,7 @@ of a sum.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import struct
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from dora_state import codec as default_codec
 from dora_state.codec import Coded
+from dora_state.dataclass_codec import DataclassCodec
 from dora_state.errors import FieldError, StateVersionError
 from dora_state.keyed import Keyed, key_of
 from dora_state.operator import FIELDS_PREFIX as PREFIX
@@ -55,15 +57,15 @@ class Codec(Protocol):
 
 @overload
 def state(
-    default: _T, *, keyed: bool = ..., codec: Codec | None = ..., in_place: bool = ...
+    default: _T, *, keyed: bool = ..., codec: Codec | type | None = ..., in_place: bool = ...
 ) -> _T: ...
 @overload
-def state(*, keyed: bool = ..., codec: Codec | None = ..., in_place: bool = ...) -> Any: ...
+def state(*, keyed: bool = ..., codec: Codec | type | None = ..., in_place: bool = ...) -> Any: ...
 def state(
     default: Any = _NOTHING,
     *,
     keyed: bool = False,
-    codec: Codec | None = None,
+    codec: Codec | type | None = None,
     in_place: bool = True,
 ) -> Any:
     """Declare an attribute of an operator's class as part of its state: `count: int = state(0)`.
@@ -74,13 +76,25 @@ def state(
         default: the first value; each operator gets a copy. Without one, set the attribute in `__init__`.
         keyed: the field is a mapping whose entries are saved one by one, so that a change of one entry costs
             one entry. Its keys are str, int, bytes or tuples of these.
-        codec: how the value (of a keyed field: each value) becomes bytes. By default msgpack, with numpy arrays
+        codec: how the value (of a keyed field: each value) becomes bytes: a dataclass, for its instances, or anything
+            with `encode` and `decode`. By default msgpack, with numpy arrays
             as raw memory: None, bool, int, float, complex, str, bytes, bytearray, datetime, list, tuple, dict, set,
             frozenset, deque, numpy arrays and scalars.
         in_place: False promises that a value is only ever replaced, never changed where it is. It is then not
             compared after each event, which saves time if it is large.
     """
-    return (KeyedField if keyed else Field)(default, codec, in_place)
+    return (KeyedField if keyed else Field)(default, _as_codec(codec), in_place)
+
+
+def _as_codec(codec: Any) -> Codec | None:
+    if isinstance(codec, type) and dataclasses.is_dataclass(codec):
+        return DataclassCodec(codec)
+    has_both = all(callable(getattr(codec, name, None)) for name in ("encode", "decode"))
+    if codec is not None and not has_both:
+        raise TypeError(
+            f"a codec has encode and decode, or is a dataclass; {codec!r:.80} is neither"
+        )
+    return codec  # type: ignore[no-any-return]
 
 
 class Field:

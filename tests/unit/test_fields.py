@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -412,6 +413,91 @@ def test_a_codec_that_came_or_went_is_told():
         Life(Without).again(WithPose)
 
 
+@dataclasses.dataclass
+class Track:
+    mean: Any
+    seen: int = 0
+    notes: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    gain: float
+    doubled: float = dataclasses.field(init=False, default=0.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "doubled", 2 * self.gain)
+
+
+class WithDataclass:
+    tracks: dict[int, Track] = state({}, keyed=True, codec=Track)
+    best: Track = state(Track(numpy.zeros(2)), codec=Track)
+    gains: Frozen = state(Frozen(1.5), codec=Frozen)
+
+
+def test_a_dataclass_is_a_codec():
+    life = Life(WithDataclass)
+    operator = life.operator
+    operator.tracks[3] = Track(numpy.ones(2))
+    operator.best.mean[0] = 7
+    operator.best.notes.append("x")
+    assert life.end_handler() == ["@best", "@tracks[3]"]
+    operator.tracks[3].seen += 1
+    assert life.end_handler() == ["@tracks[3]"]
+    operator.gains = Frozen(2.0)
+    object.__setattr__(operator.gains, "doubled", 9.0)  # not what __post_init__ would make of it
+    life.end_handler()
+    back = life.again().operator
+    assert back.best.mean.tolist() == [7, 0]
+    assert (back.best.notes, back.tracks[3].seen) == (["x"], 1)
+    assert back.gains == operator.gains
+    assert back.gains.doubled == 9.0
+
+
+def test_a_dataclass_may_get_fields_with_defaults_but_lose_none():
+    @dataclasses.dataclass
+    class More(Track):
+        extra: int = 5
+        others: list = dataclasses.field(default_factory=lambda: [1])
+
+    @dataclasses.dataclass
+    class Fewer:
+        mean: Any
+
+    @dataclasses.dataclass
+    class Needs(Track):
+        must: int = dataclasses.field(kw_only=True)
+
+    def with_best(cls: type) -> type:
+        class Operator(WithDataclass):
+            best: Any = state(None, codec=cls)
+
+        return Operator
+
+    life = Life(WithDataclass)
+    for cls, message in (
+        (Fewer, "Fewer has no field 'seen' any more"),
+        (Needs, "field 'must' is new"),
+    ):
+        with pytest.raises(FieldError, match=f"best cannot be restored: .*{message}"):
+            Fields.of(with_best(cls)()).restore(life.record)
+    Fields.of(operator := with_best(More)()).restore(life.record)
+    assert (operator.best.extra, operator.best.others) == (5, [1])
+
+
+def test_another_class_than_the_declared_one_is_refused():
+    life = Life(WithDataclass)
+    life.operator.best = Frozen(1.0)
+    with pytest.raises(FieldError, match="best cannot be saved: it is no Track, but a Frozen"):
+        life.end_handler()
+
+
+@pytest.mark.parametrize("codec", [int, 5, object(), "json"])
+def test_what_is_no_codec_is_refused_at_the_declaration(codec):
+    with pytest.raises(TypeError, match="a codec has encode and decode, or is a dataclass"):
+        state(0, codec=codec)
+
+
 # Misuse
 
 
@@ -435,8 +521,6 @@ def test_a_class_with_slots_is_refused():
 
 
 def test_a_dataclass_is_refused():
-    import dataclasses
-
     @dataclasses.dataclass
     class Operator:
         x: int = state(0)
