@@ -38,9 +38,10 @@ class Poller:
 
     def turn(self, timeout: float | None) -> None:
         """Wait until something is ready, and call what belongs to all that is."""
-        for fd, _ in self._epoll.poll(timeout):
-            call = self._calls.get(fd)  # another call may have unregistered it
-            if call is not None:
+        # Looked up before any is made: a call may close a descriptor, and another may get its number.
+        ready = [(fd, self._calls.get(fd)) for fd, _ in self._epoll.poll(timeout)]
+        for fd, call in ready:
+            if call is not None and self._calls.get(fd) is call:
                 call()
 
     def close(self) -> None:
