@@ -1,6 +1,7 @@
 """The binding: convert, one C call, check, convert back. Shapes and errors are those of csrc/include/dora_state.h."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
@@ -115,7 +116,7 @@ def repair(
     path: str | PathLike[str],
 ) -> tuple[int, int, int, int, int, int | None, int, str]: ...
 def exchange(path: str | PathLike[str], other: str | PathLike[str]) -> None: ...
-def on_save(save_state: Callable[[str, bytes], None]) -> None: ...
+def on_save(save_state: Callable[[str, bytes], None], stage: ContextVar[Any]) -> None: ...
 def hold_lifeline(memfd: int) -> memoryview: ...
 
 class Lifeline:

@@ -145,4 +145,4 @@ def _copy(key: object, value: Any) -> bytes:
     return view.tobytes()
 
 
-_core.on_save(save_state)  # for Cython operators: docs/cython.md
+_core.on_save(save_state, stage)  # for Cython operators: docs/cython.md

@@ -194,7 +194,21 @@ def test_on_a_terminal_values_are_for_people(folder, state):
     ]
     assert on_a_terminal("get", "text", cwd=folder) == "two\nlines\n"
     assert on_a_terminal("get", "text", "--raw", cwd=folder) == "two\nlines"
-    assert "verify (shared)" in on_a_terminal("verify", cwd=folder), "a progress bar"
+
+
+def test_long_work_has_a_progress_bar_on_a_terminal(folder, state):
+    with Store(state / "shared") as store:
+        store["large"] = b"x" * 3_000_000
+    for arguments in (
+        ["verify"],
+        ["compact"],
+        ["export", "file"],
+        ["import", "file", "--overwrite"],
+        ["repair"],
+    ):
+        shown = on_a_terminal(*arguments, cwd=folder)
+        assert arguments[0] in shown
+        assert "100%" in shown
 
 
 def test_stats(call, state):

@@ -16,7 +16,8 @@ from types import ModuleType
 import pytest
 
 import dora_state
-from dora_state import Store, errors
+from dora_state import Store, errors, operator
+from dora_state.runtime.step import Stage
 
 HERE = Path(__file__).parent
 
@@ -154,6 +155,25 @@ def test_calls_without_the_gil_that_come_too_late_are_told(direct, tmp_path):
 def test_save_state_outside_of_an_operator_is_refused(direct):
     with pytest.raises(errors.OperatorError, match="dora-state run"):
         direct.save("pose", b"1234")
+
+
+def test_save_state_in_a_handler_is_staged(direct, monkeypatch):
+    monkeypatch.setattr(operator, "session", object())
+    stage = Stage()
+    token = operator.stage.set(stage)
+    try:
+        direct.save("pose", b"1234")
+        direct.save("schlüssel", b"")
+        for key, error in [
+            ("@field", "begins with '@'"),
+            ("k" * 70_000, "70000 bytes"),
+            ("\ud800", "surrogate"),
+        ]:
+            with pytest.raises(ValueError, match=error):
+                direct.save(key, b"")
+    finally:
+        operator.stage.reset(token)
+    assert stage.close() == {"pose": b"1234", "schlüssel": b""}
 
 
 # C

@@ -19,7 +19,10 @@ from .places import Place
 @click.option("-e", "--escaped", is_flag=True, help="Keys are written as `list` shows them.")
 @places.store_options
 def delete(place: Place, keys: tuple[str, ...], missing_ok: bool, escaped: bool) -> None:
-    """Forget keys, all in one commit, or none if one of them is not there. Prints the sequence of the commit."""
+    """Forget keys.
+
+    All in one commit, or none if one of them is not there. Prints the sequence of the commit.
+    """
     names = [places.key_of(key, escaped) for key in keys]
     with places.existing(place).changed() as store:
         click.echo(_delete(place, store, names, missing_ok))

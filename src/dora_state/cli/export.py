@@ -25,9 +25,10 @@ from .places import Place
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 @places.store_options
 def export(place: Place, file: Path, prefix: str, force: bool) -> None:
-    """Write the keys of a store, as of one point, into FILE; - is stdout.
+    """Write a store into one portable file.
 
-    FILE is there when it is complete and on disk, and not before. Any machine can import it.
+    All keys as of one point; - is stdout. FILE is there when it is complete and on disk, and not
+    before. Any machine can import it.
     """
     wanted = text.of_key(places.key_of(prefix))
     if str(file) != "-" and file.exists() and not force:

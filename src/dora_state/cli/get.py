@@ -19,7 +19,10 @@ _CHUNK = 1 << 20
 @output.format_option
 @places.store_options
 def get(place: Place, key: str, raw: bool, escaped: bool, style: str) -> None:
-    """Show the value of KEY: decoded on a terminal; its bytes, unchanged, into a file or a pipe."""
+    """Show the value of a key.
+
+    Decoded on a terminal; into a file or a pipe go its bytes, unchanged.
+    """
     name = places.key_of(key, escaped)
     with places.existing(place).read() as store:
         value, sequence = places.entry(place, store, name)

@@ -42,9 +42,10 @@ _Entry = tuple[Key, bytes, float | None]
 )
 @places.store_options
 def import_(place: Place, file: Path, overwrite: bool, create: bool) -> None:
-    """Put the keys of FILE, which `export` has written, into a store; - is stdin. All of them, or none.
+    """Put what `export` has written into a store.
 
-    Keys that are not in FILE stay as they are. A large file needs the store for itself: stop the dataflow first.
+    All keys of FILE, or none; - is stdin. Keys that are not in FILE stay as they are. A large file
+    needs the store for itself: stop the dataflow first.
     """
     if not create:
         places.existing(place)

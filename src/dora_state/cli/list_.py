@@ -17,7 +17,10 @@ _Row = tuple[str, output.Number, int, output.Number, str]
 @output.format_option
 @places.store_options
 def list_(place: Place, prefix: str, keys: bool, style: str) -> None:
-    """List the keys that begin with PREFIX, as of one point, with the beginning of their values."""
+    """List keys, with the beginning of their values.
+
+    Those that begin with PREFIX, as of one point.
+    """
     wanted = text.of_key(places.key_of(prefix))
     rows: list[_Row] = []
     with places.existing(place).read() as store:

@@ -48,7 +48,9 @@ def put(
     ttl: float | None,
     escaped: bool,
 ) -> None:
-    """Keep VALUE, or without it stdin, under KEY. Prints the sequence of the commit.
+    """Keep a value under a key.
+
+    The value is VALUE, or what --file holds, or stdin. Prints the sequence of the commit.
 
     The private store of an operator that is running is refused: the operator would not see the change.
     """

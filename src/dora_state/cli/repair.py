@@ -15,9 +15,10 @@ from .places import Place
 @output.format_option
 @places.store_options
 def repair(place: Place, style: str) -> None:
-    """Make a new store of what is intact, and put it in the place of the damaged one, which is kept beside it.
+    """Make a new store of what is intact.
 
-    Nobody may have the store open. See docs/consistency.md for what is lost and what is not.
+    It takes the place of the damaged one, which is kept beside it. Nobody may have the store open.
+    See docs/consistency.md for what is lost and what is not.
     """
     with places.existing(place).held():
         path = place.path.resolve()

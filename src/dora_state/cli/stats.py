@@ -18,7 +18,10 @@ from .places import Place
 @output.format_option
 @places.store_options
 def stats(place: Place, style: str) -> None:
-    """Show the stores of the dataflow and how its operators are; or one store, with --node or --store."""
+    """Show all stores, and how the operators are.
+
+    Those of the dataflow; or one store, with --node or --store.
+    """
     chosen = places.all_or_one(place)
     found = [(each, *_read(each)) for each in chosen]
     if style == "json":

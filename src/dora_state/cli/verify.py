@@ -21,9 +21,11 @@ _LOOKS = 10
 @output.format_option
 @places.store_options
 def verify(place: Place, style: str) -> int:
-    """Check every frame, record and index slot of all stores of the dataflow; or of one, with --node or --store.
+    """Check every byte of all stores.
 
-    Ends with exit code 4 if a store is damaged. Changes nothing, and does not make a running dataflow wait.
+    Every frame, record and index slot of the stores of the dataflow; or of one, with --node or
+    --store. Ends with exit code 4 if a store is damaged. Changes nothing, and does not make a
+    running dataflow wait.
     """
     rows = []
     damaged = False

@@ -50,7 +50,10 @@ def watch(
     timeout: float | None,
     style: str,
 ) -> None:
-    """Show changes of keys that begin with PREFIX as they come, until Ctrl-C."""
+    """Show changes as they come.
+
+    Of keys that begin with PREFIX, until Ctrl-C.
+    """
     wanted = text.of_key(places.key_of(prefix))
     told = 0
     with contextlib.closing(_Follower(places.existing(place), after)) as follower:
