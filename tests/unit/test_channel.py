@@ -196,3 +196,14 @@ def test_an_arrow_type_is_sent_once_per_channel():
     left.close()
     kinds = [message.kind for message in receive_all(right)]
     assert kinds == [channel.TYPE, channel.OUTPUT, channel.OUTPUT, channel.OUTPUT]
+
+
+def test_the_attempt_of_an_event_is_told_as_far_as_it_can_be():
+    """A degraded operator tries the same event for weeks."""
+    left, right = pair()
+    for attempt in (1, channel.MOST_ATTEMPTS, channel.MOST_ATTEMPTS + 1):
+        left.send_pieces(channel.frame(channel.EVENT, pack(None), (), attempt))
+        left.send_pieces(channel.frame(channel.EVENT, pack(None), (b"x",), attempt))
+    left.close()
+    assert [message.attempt for message in receive_all(right)] == [1, 1, *[65535] * 4]
+    right.close()

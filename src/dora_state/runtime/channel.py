@@ -63,6 +63,7 @@ SHARED = (
 )
 
 _HEADER = struct.Struct("<BBHIQ")
+MOST_ATTEMPTS = 0xFFFF  # that can be told; a degraded operator makes as many in three weeks
 _SIZES = [struct.Struct(f"<{n}Q") for n in range(8)]
 _RECEIVE_BYTES = 1 << 16
 _IOV_MAX = 1024
@@ -134,6 +135,7 @@ def frame(
     kind: int, document: bytes, buffers: Sequence[Buffer] = (), attempt: int = 0
 ) -> list[Buffer]:
     """The pieces of one message, to be sent one after the other."""
+    attempt = min(attempt, MOST_ATTEMPTS)
     if not buffers:
         padding = _PADDING[-len(document) % 8]
         header = _HEADER.pack(kind, 0, attempt, len(document), len(document) + len(padding))

@@ -54,7 +54,7 @@ from dora_state.runtime import (
     snapshot,
     step,
 )
-from dora_state.runtime.control import Control, Reply
+from dora_state.runtime.control import Control
 from dora_state.runtime.dead_letter import LetterBox
 from dora_state.runtime.deadline import Deadline
 from dora_state.runtime.handover import Handover
@@ -64,6 +64,7 @@ from dora_state.runtime.outputs import Output
 from dora_state.runtime.pipes import Relay
 from dora_state.runtime.policy import Action, Ending, History, RestartPolicy
 from dora_state.runtime.poller import READ, Poller
+from dora_state.runtime.requests import Requests
 from dora_state.runtime.restart import Restart
 from dora_state.runtime.status import Account
 from dora_state.runtime.worker import WorkerConfig
@@ -191,7 +192,13 @@ class Supervisor:
         self._letters = LetterBox()
         self._keeper: snapshot.Keeper | None = None
         self._control: Control | None = None
-        self._reloads: list[Reply] = []  # who waits for the answer of the current worker
+        self._requests = Requests(
+            config.operator,
+            self._letters,
+            put=self.input.put,
+            reload=self._reload,
+            publish=lambda: self._publish(self.status()),
+        )
 
         self._input_closed = False
         self._stop_requested = False
@@ -490,7 +497,7 @@ class Supervisor:
             each.is_restoring = True
             self._hang.begin(each, "restore")
         elif message.kind == channel.RELOADED:
-            self._on_reloaded(message.document)
+            self._requests.reloaded(message.document)
         elif message.kind == channel.RECOVERED:
             self._decide(each)
 
@@ -672,7 +679,7 @@ class Supervisor:
         self._hang.end()
         if self._keeper is not None:
             self._keeper.end()
-        self._refuse_reloads()
+        self._requests.restarted()
         self._settle(dead)
         if not dead.holds_nothing:
             self._awaited.add(dead)
@@ -967,53 +974,21 @@ class Supervisor:
             self.input.put(event)
         self._keeper = snapshot.Keeper(path, self.config.durability, self.config.snapshot_period_s)
         try:
-            self._control = Control(control.path_beside(path), self._poller, self._on_request)
+            self._control = Control(control.path_beside(path), self._poller, self._requests.take)
         except OSError as error:
             log.warning("the command line cannot talk to this host: %s", error)
 
-    # What the command line asks for
-
-    def _on_request(self, request: dict[str, Any], reply: Reply) -> None:
-        if request["do"] == "reload":
-            self._reload(reply)
-        elif request["do"] == "replay":
-            for event in self._letters.replay(request["numbers"]):
-                self.input.put(event)
-            reply({})
-            self._publish(self.status())
-        elif request["do"] == "drop":
-            self._letters.drop(request["numbers"])
-            reply({})
-            self._publish(self.status())
-        else:
-            raise ValueError(f"this host does not know how to {request['do']}; restart the node")
-
-    def _reload(self, reply: Reply) -> None:
+    def _reload(self) -> bool:
+        """For Requests. A worker that is to be started gets the new code anyway."""
         if self.state in (State.STOPPING, State.ENDED):
             raise StateError("the operator is about to end; start the dataflow again")
-        if self._current is None:  # it waits for its next start, and gets the new code there
+        if self._current is None:
             self._start_at = time.monotonic()
-            reply({"started": True})
-        else:
-            self._reloads.append(reply)
-            self.workers.send(self._current, channel.RELOAD)
-
-    def _on_reloaded(self, failure: dict[str, str] | None) -> None:
-        if failure is None:
-            log.warning("the operator is reloaded from %s", self.config.operator)
-        else:
-            log.error(
-                "the operator is not reloaded, and goes on as it was: %s\n%s",
-                *(failure["error"], failure["traceback"].rstrip()),
-            )
-        for reply in self._reloads[:1]:
-            reply({"failure": failure} if failure else {"reloaded": True})
-        del self._reloads[:1]
-
-    def _refuse_reloads(self) -> None:
-        for reply in self._reloads:
-            reply({"started": True})
-        self._reloads.clear()
+            return False
+        if not self._current.was_started:
+            raise StateError("the operator is being restarted just now; reload it again")
+        self.workers.send(self._current, channel.RELOAD)
+        return True
 
     def _make_zygote(self) -> Zygote:
         assert self._relay is not None
