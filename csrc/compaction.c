@@ -110,6 +110,7 @@ struct pass {
     size_t blob_count, blob_room;
     bool tight; /* the disk is full: move only what fits */
     uint64_t live_bytes;
+    bool expired; /* some of what was looked at */
 };
 
 static ds_status doom_blob(struct pass *pass, const struct ds_record *record) {
@@ -300,26 +301,34 @@ static ds_status add_live(struct pass *pass, uint64_t offset, const struct ds_re
     struct ds_index *index;
     bool live = false;
     ds_status status = ds__index_now(pass->store, &index);
-    if (status == DS_OK && record->op != DS_RECORD_TOMBSTONE && record->op != DS_RECORD_START)
+    bool expired =
+        ds__op_expires(record->op) && ds__record_expiry(record).deadline <= ds__clock_now(pass->store->control);
+    pass->expired = pass->expired || expired;
+    if (status == DS_OK && record->op != DS_RECORD_TOMBSTONE && record->op != DS_RECORD_START && !expired)
         status = is_live(pass->store, index, offset, record, &plan, &live);
     if (live) /* in the worst case, each is moved in a frame of its own */
         pass->live_bytes += sizeof(struct ds_frame) + ds__record_length(record->key_size, record->value_size);
     return status;
 }
 
-/* On a full disk: would what is live in the segment fit into the tail segment, with the HEAD after it? If not, moving
- * half of it would only use up the room that deletes need. */
+/* On a full disk: would what is live in the segment and has not expired fit into the tail segment, with the HEAD after it?
+ * If not, moving half of it would only use up the room that deletes need. That room, the reserve, may be used all the same
+ * where something has expired, because nobody will delete that: what goes is larger than the reserve. */
 static ds_status fits_into_tail(struct pass *pass, struct ds_segment *segment, const struct ds_segment *successor) {
     pass->live_bytes = HEAD_BYTES;
+    pass->expired = false;
     ds_status status = visit_records(pass, segment, successor, add_live);
-    if (status != DS_OK)
-        return status;
-    status = ds__writer_enter(pass->store);
+    if (status == DS_OK)
+        status = ds__writer_enter(pass->store);
     if (status != DS_OK)
         return status;
     const struct ds_tail *tail = &pass->store->control->tail;
     uint64_t room = tail->sealed ? 0 : tail->segment_base + tail->segment_size - tail->offset;
+    uint64_t reserve = DS_SEGMENT_MIN - DS_SEGMENT_HEADER;
+    bool reserve_gone = atomic_load_explicit(&pass->store->control->reserve_gone, memory_order_relaxed) != 0;
     ds__writer_leave(pass->store);
+    if (pass->expired && !reserve_gone && room < reserve)
+        room = reserve;
     return pass->live_bytes <= room
                ? DS_OK
                : ds__fail(DS_FULL, ENOSPC, "%s: no room to compact in", pass->store->directory.path);

@@ -177,6 +177,7 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
                 value, sequence = self._get(_core.USER, key) or (default, 0)
                 new = function(value)
                 if type(new) is not bytes:
+                    self._batch().put(key, new)  # only for its errors
                     new = memoryview(new).tobytes()
                 try:
                     return Entry(new, self.compare_and_put(key, new, expected=sequence, ttl=ttl))
