@@ -434,6 +434,8 @@ ds_status ds__os_unlink(const struct ds_directory *directory, const char *name) 
     return DS_OK;
 }
 
+enum { HUGE_FROM = 2 * 1024 * 1024 };
+
 /* ---- mappings -------------------------------------------------------------------------------------------------- */
 
 ds_status ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size, bool writable,
@@ -454,6 +456,8 @@ ds_status ds__os_map_anonymous(uint64_t size, void **out) {
     void *address = CALL(MAP_FAILED, mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (address == MAP_FAILED)
         return ds__fail(DS_NO_MEMORY, errno, "cannot map %llu bytes of memory", (unsigned long long)size);
+    if (size >= HUGE_FROM) /* what is mapped so is an index, accessed all over; a hint */
+        (void)madvise(address, size, MADV_HUGEPAGE);
     *out = address;
     return DS_OK;
 }

@@ -11,41 +11,63 @@
 
 /* ---- indexing what was read ------------------------------------------------------------------------------------ */
 
-static void insert_slot(struct ds_index *index, uint64_t hash, uint64_t offset) {
+enum { AHEAD = 16 }; /* slots that are fetched into the cache at once */
+
+static void insert_slot(struct ds_index *index, uint64_t *hashes, uint64_t hash, uint64_t slot) {
     uint64_t at = hash & index->mask;
     while (atomic_load_explicit(&index->slots[at], memory_order_relaxed) != 0)
         at = (at + 1) & index->mask;
-    atomic_store_explicit(&index->slots[at], ds__slot(offset, hash), memory_order_relaxed);
+    atomic_store_explicit(&index->slots[at], slot, memory_order_relaxed);
+    hashes[at] = hash;
+}
+
+/* An empty index, with room for the hashes. */
+static ds_status make_index(uint64_t capacity, struct ds_index **index, uint64_t **hashes) {
+    ds_status status = ds__index_private(0, capacity, index);
+    if (status != DS_OK)
+        return status;
+    void *memory;
+    status = ds__os_map_anonymous(capacity * sizeof **hashes, &memory);
+    if (status == DS_OK) {
+        *hashes = memory;
+        return DS_OK;
+    }
+    ds__index_free(*index);
+    *index = NULL;
+    return status;
+}
+
+static void free_hashes(struct ds_rebuild *rebuild) {
+    ds__os_unmap(rebuild->hashes, (rebuild->index->mask + 1) * sizeof *rebuild->hashes);
+    rebuild->hashes = NULL;
 }
 
 static ds_status double_index(struct ds_rebuild *rebuild) {
     struct ds_index *larger;
-    ds_status status = ds__index_private(0, (rebuild->index->mask + 1) * 2, &larger);
+    uint64_t *hashes;
+    ds_status status = make_index((rebuild->index->mask + 1) * 2, &larger, &hashes);
     if (status != DS_OK)
         return status;
     for (uint64_t at = 0; at <= rebuild->index->mask; at++) {
         uint64_t slot = rebuild->index->slots[at];
-        struct ds_found found;
-        if (slot == 0)
-            continue;
-        status = ds__record_at(rebuild->store, ds__slot_offset(slot), &found);
-        if (status != DS_OK) {
-            ds__index_free(larger);
-            return status;
-        }
-        insert_slot(larger,
-                    ds__hash(rebuild->store->hash_seed, found.record->keyspace, ds__record_key(found.record),
-                             found.record->key_size),
-                    found.offset);
+        if (slot != 0)
+            insert_slot(larger, hashes, rebuild->hashes[at], slot);
     }
+    free_hashes(rebuild);
     ds__index_free(rebuild->index);
     rebuild->index = larger;
+    rebuild->hashes = hashes;
     return DS_OK;
 }
 
-static ds_status index_record(struct ds_rebuild *rebuild, uint64_t offset, const struct ds_record *record) {
+static ds_status index_record(struct ds_rebuild *rebuild, uint64_t offset, const struct ds_record *record,
+                              uint64_t hash) {
     struct ds_tail *tail = &rebuild->tail;
-    uint64_t hash = ds__hash(rebuild->store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
+    if (tail->slots_used + 1 > ds__index_limit(rebuild->index->mask + 1)) {
+        ds_status full = double_index(rebuild);
+        if (full != DS_OK)
+            return full;
+    }
     struct ds_found found;
     bool gone = false;
     ds_status status = ds__find(rebuild->store, rebuild->index, hash, record->keyspace, ds__record_key(record),
@@ -57,7 +79,7 @@ static ds_status index_record(struct ds_rebuild *rebuild, uint64_t offset, const
     if (status == DS_OK) {
         ds__index_set(rebuild->index, found.slot, ds__slot(offset, hash));
     } else if (status == DS_MISSING) {
-        insert_slot(rebuild->index, hash, offset);
+        insert_slot(rebuild->index, rebuild->hashes, hash, ds__slot(offset, hash));
         tail->slots_used++;
     } else {
         return status;
@@ -65,6 +87,35 @@ static ds_status index_record(struct ds_rebuild *rebuild, uint64_t offset, const
     if (record->op != DS_RECORD_TOMBSTONE) {
         tail->live_bytes += ds__live_size(record);
         tail->keys[record->keyspace]++;
+    }
+    return DS_OK;
+}
+
+static const struct ds_record *record_in(const struct ds_segment *segment, uint64_t offset) {
+    return (const struct ds_record *)(const void *)ds__segment_at(segment, offset);
+}
+
+/* `some` records from *at on, in one frame. Their slots lie anywhere: all are on their way before the first is needed. */
+static ds_status index_some(struct ds_rebuild *rebuild, const struct ds_segment *segment, uint64_t frame, uint64_t *at,
+                            uint32_t some) {
+    uint64_t offsets[AHEAD], hashes[AHEAD];
+    for (uint32_t i = 0; i < some; i++) {
+        const struct ds_record *record = record_in(segment, *at);
+        offsets[i] = *at;
+        hashes[i] = ds__hash(rebuild->store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
+        __builtin_prefetch(&rebuild->index->slots[hashes[i] & rebuild->index->mask], 1);
+        __builtin_prefetch(&rebuild->hashes[hashes[i] & rebuild->index->mask], 1);
+        *at += ds__record_length(record->key_size, record->value_size);
+    }
+    for (uint32_t i = 0; i < some; i++) {
+        const struct ds_record *record = record_in(segment, offsets[i]);
+        ds_status status = index_record(rebuild, offsets[i], record, hashes[i]);
+        if (status != DS_OK)
+            return status;
+        if (ds__op_is_blob(record->op))
+            rebuild->tail.last_blob = frame;
+        if (ds__op_expires(record->op) && ds__record_expiry(record).written > rebuild->latest.written)
+            rebuild->latest = ds__record_expiry(record);
     }
     return DS_OK;
 }
@@ -78,21 +129,12 @@ static ds_status index_frame(void *context, struct ds_segment *segment, uint64_t
     if (tail->largest_frame < length)
         tail->largest_frame = length;
     uint64_t at = offset + sizeof *frame;
-    for (uint32_t i = 0; i < frame->count; i++) {
-        const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
-        if (tail->slots_used + 1 > ds__index_limit(rebuild->index->mask + 1)) {
-            ds_status status = double_index(rebuild);
-            if (status != DS_OK)
-                return status;
-        }
-        ds_status status = index_record(rebuild, at, record);
+    for (uint32_t left = frame->count; left > 0;) {
+        uint32_t some = left < AHEAD ? left : AHEAD;
+        ds_status status = index_some(rebuild, segment, offset, &at, some);
         if (status != DS_OK)
             return status;
-        if (ds__op_is_blob(record->op))
-            tail->last_blob = offset;
-        if (ds__op_expires(record->op) && ds__record_expiry(record).written > rebuild->latest.written)
-            rebuild->latest = ds__record_expiry(record);
-        at += ds__record_length(record->key_size, record->value_size);
+        left -= some;
     }
     return DS_OK;
 }
@@ -132,10 +174,11 @@ static ds_status read_run(ds_store *store, const struct ds_inventory *files, str
                           struct ds_log_end *end) {
     memset(rebuild, 0, sizeof *rebuild);
     rebuild->store = store;
-    ds_status status = ds__index_private(0, DS_INDEX_MIN, &rebuild->index);
+    ds_status status = make_index(DS_INDEX_MIN, &rebuild->index, &rebuild->hashes);
     if (status != DS_OK)
         return status;
     status = ds__log_read(store, files, index_frame, rebuild, end);
+    free_hashes(rebuild);
     if (status != DS_OK) {
         ds__index_free(rebuild->index);
         rebuild->index = NULL;

@@ -7,6 +7,7 @@
 struct ds_rebuild {
     ds_store *store;
     struct ds_index *index; /* in this process's memory, doubled as needed */
+    uint64_t *hashes;       /* of the key in each slot, while the log is read: doubling needs to look at no record */
     struct ds_tail tail;
     struct ds_log_end end;
     struct ds_floor floor;

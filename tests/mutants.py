@@ -521,9 +521,9 @@ MUTANTS = [
         "rebuild.c",
         "deleted keys come back at a reboot",
         (
-            "    struct ds_tail *tail = &rebuild->tail;\n    uint64_t hash = ds__hash(rebuild->store->hash_seed, record->keyspace",
+            "    struct ds_tail *tail = &rebuild->tail;\n    if (tail->slots_used + 1",
             "    struct ds_tail *tail = &rebuild->tail;\n    if (record->op == DS_RECORD_TOMBSTONE)\n        return DS_OK;\n"
-            "    uint64_t hash = ds__hash(rebuild->store->hash_seed, record->keyspace",
+            "    if (tail->slots_used + 1",
         ),
     ),
     mutant(
