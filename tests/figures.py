@@ -73,7 +73,7 @@ METHODS = [
     Method(
         "every-instruction",
         "instructions of seven operations, a death at each (T3)",
-        400_000,
+        100_000,
         r": (\d+) instructions",
         (
             "every_instruction compacting growing_the_index",
@@ -83,7 +83,7 @@ METHODS = [
     Method(
         "failing-calls",
         "lives with a failing system call: each, once and for ever (T5)",
-        1000,
+        800,
         r"^(\d+) (?:lives|repairs)",
         ("faults/test_faults",),
     ),

@@ -9,6 +9,7 @@
     asan      the C tests under the address and the undefined-behaviour sanitizer
     tsan      the C tests under the thread sanitizer
     python    pytest, against the installed wheel
+    binding   the tests of the binding once more, under the address and the undefined-behaviour sanitizer
     bench     the benchmarks in quick mode: do they work? No time is looked at
 
 Without a part, all of them in this order. The first that fails ends the run with exit code 1. The end is a table of
@@ -128,6 +129,33 @@ def python_tests() -> None:
     python("-m", "pytest", DORA_STATE_DISTRIBUTIONS=str(DISTRIBUTIONS))
 
 
+SANITIZED = REPOSITORY / "build" / "binding"
+# A store and its binding. Not test_sigbus.py: the sanitizer has a handler of its own for that signal.
+BINDING_TESTS = ["core", "store", "model", "views", "repair"]
+
+
+def runtime_of(sanitizer: str) -> str:
+    """The library that a program must load first when only a module of it was built with the sanitizer."""
+    found = [os.environ.get("CC", "cc"), f"-print-file-name=lib{sanitizer}.so"]
+    return subprocess.run(found, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def binding() -> None:
+    shutil.rmtree(SANITIZED, ignore_errors=True)
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1"
+    words = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    words += ["--target", str(SANITIZED), "-Ccmake.build-type=Debug", "-Cinstall.strip=false"]
+    words += [f"-Ccmake.define.CMAKE_C_FLAGS={flags}", f"-Cbuild-dir={SANITIZED}-objects", "."]
+    python(*words)
+    python(
+        *("-m", "pytest", "-p", "no:cacheprovider"),
+        *(f"tests/unit/test_{name}.py" for name in BINDING_TESTS),
+        LD_PRELOAD=f"{runtime_of('asan')} {runtime_of('ubsan')}",
+        ASAN_OPTIONS="detect_leaks=0",  # CPython keeps what it has until the end
+        PYTHONPATH=str(SANITIZED),
+    )
+
+
 def bench() -> None:
     python("bench/run.py", "--quick")
 
@@ -142,6 +170,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "mutants": mutants_part,
     "figures": figures_part,
     "python": python_tests,
+    "binding": binding,
     "bench": bench,
 }
 
