@@ -77,9 +77,8 @@ def state(
         keyed: the field is a mapping whose entries are saved one by one, so that a change of one entry costs
             one entry. Its keys are str, int, bytes or tuples of these.
         codec: how the value (of a keyed field: each value) becomes bytes: a dataclass, for its instances, or anything
-            with `encode` and `decode`. By default msgpack, with numpy arrays
-            as raw memory: None, bool, int, float, complex, str, bytes, bytearray, datetime, list, tuple, dict, set,
-            frozenset, deque, numpy arrays and scalars.
+            with `encode` and `decode`. By default msgpack, with numpy arrays as raw memory: None, bool, int, float,
+            complex, str, bytes, bytearray, datetime, list, tuple, dict, set, frozenset, deque, numpy scalars.
         in_place: False promises that a value is only ever replaced, never changed where it is. It is then not
             compared after each event, which saves time if it is large.
     """

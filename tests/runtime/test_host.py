@@ -83,6 +83,15 @@ def test_send_returns_the_outputs_of_its_event(operator, tmp_path):
     assert wait_gone(pid)
 
 
+@pytest.mark.parametrize("standby", ["fork", "process", "off"])
+def test_whatever_stands_ready_takes_over(operator, tmp_path, standby):
+    with make(operator, tmp_path, standby=standby, durability="group") as host:
+        assert texts(host.send("in", b"0")) == ledger(1)
+        kill(host.status["worker_pid"])
+        assert texts(host.send("in", b"1")) == ledger(2)[1:]
+    assert host.status["restarts"] == 1
+
+
 def test_many_kills_lose_nothing_and_double_nothing(operator, tmp_path):
     """Several threads send; each gets the outputs of its own events, and the account is exact."""
     host = make(operator, tmp_path)
