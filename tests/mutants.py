@@ -469,6 +469,15 @@ MUTANTS = [
         "a reader that fell behind never finds the log again",
         ("    if (segment == NULL || segment->end <= start)", "    if (segment == NULL)"),
     ),
+    mutant(
+        "writer-unmapped-under-its-feet",
+        "segment.c",
+        "a reader unmaps the segment that a writer of its handle is looking at",
+        (
+            "           atomic_load_explicit(&segments->writing, memory_order_seq_cst) == 0;",
+            "           segments->writing <= 1;",
+        ),
+    ),
     # ---- checksums -----------------------------------------------------------------------------
     mutant(
         "record-hash-skipped",
@@ -912,6 +921,7 @@ NOTICED_BY: dict[str, str] = {
     "old-index-forever": "every_store 1 1 /dev/shm 7",
     "key-compared-by-tag": "test_store a_value_comes_back",
     "keyspace-ignored": "test_store keyspaces_do_not_collide",
+    "writer-unmapped-under-its-feet": "test_races a_writer_keeps_mapped_what_it_has_found",
     "record-unchecked-on-read": "bit_flips 1 30 100000",
     "scan-ignores-what-is-shed": "test_races a_scan_misses_no_key_that_is_put_anew",
     "scan-ignores-what-has-expired": "test_expiry a_read_notices_that_an_expired_key_has_left_the_index",

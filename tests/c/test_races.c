@@ -53,7 +53,9 @@ ds_status __wrap_ds__find(ds_store *store, const struct ds_index *index, uint64_
 ds_status __wrap_ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace,
                           const void *key, size_t key_size, struct ds_found *out, bool *gone) {
     sleep_here(store);
-    return __real_ds__find(store, index, hash, keyspace, key, key_size, out, gone);
+    ds_status status = __real_ds__find(store, index, hash, keyspace, key, key_size, out, gone);
+    sleep_here(&store->segments.writing); /* with what it found in hand */
+    return status;
 }
 
 /* On the way of a read whose segment is not mapped. */
@@ -219,12 +221,37 @@ static void a_writer_finds_its_record_while_the_start_moves(const char *dir) {
     CHECK_OK(ds_close(other));
 }
 
+/* What another process does between moving the start and unlinking. The writer sleeps with the writer lock held. */
+static void read_while_the_start_has_moved(ds_store *store) {
+    uint64_t start = store->control->start;
+    ds_value value;
+    store->control->start = store->control->tail.segment_base;
+    for (int i = 0; i < 10; i++) /* each would unmap what is below it */
+        CHECK_IS(ds_get(store, DS_USER, "nothing", 7, &value), DS_MISSING);
+    CHECK(store->segments.limbo != NULL); /* but for the writer, who looks at the first of them */
+    store->control->start = start;
+}
+
+static void a_writer_keeps_mapped_what_it_has_found(const char *dir) {
+    static char value[4000];
+    ds_store *store = open_store(dir);
+    put(store, "first", "old");
+    for (int i = 0; i < 100; i++)
+        CHECK_OK(ds_put(store, DS_USER, "other", 5, value, sizeof value, NULL));
+    CHECK(store->control->tail.segment_base > 0 && store->control->start == 0);
+    sleep_in(&store->segments.writing, 1, store, read_while_the_start_has_moved);
+    put(store, "first", "new");
+    CHECK(meanwhile.happens == NULL);
+    expect_value(store, "first", "new");
+    CHECK(store->segments.limbo == NULL); /* the writer has gone, and the next call did it */
+    CHECK_OK(ds_close(store));
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(a_scan_misses_no_key_that_is_put_anew),
-        TEST(several_keys_are_read_at_one_point),
-        TEST(a_reader_that_fell_behind_finds_the_log_again),
-        TEST(a_writer_finds_its_record_while_the_start_moves),
+        TEST(a_scan_misses_no_key_that_is_put_anew),         TEST(several_keys_are_read_at_one_point),
+        TEST(a_reader_that_fell_behind_finds_the_log_again), TEST(a_writer_finds_its_record_while_the_start_moves),
+        TEST(a_writer_keeps_mapped_what_it_has_found),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }
