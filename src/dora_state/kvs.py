@@ -6,7 +6,7 @@ Nothing has to be configured. Which store it is, is decided at the first call in
     in a custom node      in the state directory of its dataflow: DORA_STATE_DIR, else what the run has noted
                           (run_record.py), else what the dataflow file says for its operators (node_config.py), else
                           `state` beside the dataflow
-    in any other process  in the state directory DORA_STATE_DIR
+    in any other process  in the state directory that kvs_open was told, else DORA_STATE_DIR
 
 A write is visible to every process when the call returns, and survives the death of any of them. It is not part of the
 commit of a handler: after a crash the event is handled again, and so is the write.
@@ -133,6 +133,28 @@ def kvs_store() -> Store:
     return _store or _open()
 
 
+def kvs_open(state_dir: str | os.PathLike[str]) -> None:
+    """Says which state directory kvs_* mean in a process that is in no dataflow; without it, DORA_STATE_DIR says so.
+
+    The shared store in it is opened, or made. OperatorError if a second call names another directory, and in a node or
+    an operator, for which its dataflow decides.
+    """
+    global _store
+    if os.environ.get("DORA_STATE_SHARED") or node_config.read() is not None:
+        raise OperatorError(
+            "kvs_open is for processes outside of a dataflow; in it kvs_* find the shared store by themselves"
+        )
+    root = Path.cwd() / state_dir
+    with _opening:
+        if _store is None:
+            location.prepare(root)
+            _store = Store(root / "shared")
+        elif os.path.realpath(_store.path) != os.path.realpath(root / "shared"):
+            raise OperatorError(
+                f"kvs_* use {_store.path} already, not {root / 'shared'}; open a second one as a Store"
+            )
+
+
 # One handle for each process.
 
 _opening = threading.Lock()
@@ -161,7 +183,7 @@ def _find() -> tuple[Path, Membership | None]:
         if not os.environ.get("DORA_STATE_DIR"):
             raise OperatorError(
                 "kvs_* needs to know where the shared store is, and this process was not started by dora;"
-                " set DORA_STATE_DIR to a state directory"
+                " set DORA_STATE_DIR to a state directory, or name one to kvs_open"
             )
         root = location.resolve(None, STARTED_IN)
         location.prepare(root)

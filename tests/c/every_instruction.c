@@ -122,6 +122,25 @@ static void batch_after(content *c) {
     set(c, "key 5", "back");
 }
 
+/* The first of a store, so it opens a segment that is marked for such records. What expires after a nanosecond is as good as
+ * deleted. */
+static void expiring(ds_store *store) {
+    ds_change changes[] = {change_put("key 1", "for an hour"), change_put("key 2", "for no time")};
+    changes[0].ttl_ns = UINT64_C(3600000000000);
+    changes[1].ttl_ns = 1;
+    CHECK_OK(ds_commit(store, changes, CHECK_COUNT(changes), NULL));
+}
+static void expiring_after(content *c) {
+    set(c, "key 1", "for an hour");
+    set(c, "key 2", NULL);
+}
+
+static void few_expiring(ds_store *store, content *c) {
+    few(store, c);
+    expiring(store);
+    expiring_after(c);
+}
+
 static void compact(ds_store *store) {
     CHECK_OK(ds_compact(store));
 }
@@ -362,10 +381,26 @@ static void compacting(const char *dir) {
     sweep("compaction", dir, full_segment, compact, nothing_after);
 }
 
+static void putting_what_expires(const char *dir) {
+    sweep("puts that expire", dir, few, expiring, expiring_after);
+}
+
+static void compacting_what_has_expired(const char *dir) {
+    sweep("compaction of what has expired", dir, few_expiring, compact, nothing_after);
+}
+
 int main(int argc, char **argv) {
-    static const check_test tests[] = {TEST(overwriting), TEST(putting),           TEST(deleting),
-                                       TEST(batching),    TEST(opening_a_segment), TEST(growing_the_index),
-                                       TEST(compacting)};
+    static const check_test tests[] = {
+        TEST(overwriting),
+        TEST(putting),
+        TEST(deleting),
+        TEST(batching),
+        TEST(opening_a_segment),
+        TEST(growing_the_index),
+        TEST(compacting),
+        TEST(putting_what_expires),
+        TEST(compacting_what_has_expired),
+    };
     const char *parent = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL;
     bool passed = true;
     size_t ran = 0;

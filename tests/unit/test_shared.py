@@ -19,13 +19,14 @@ from dora_state import (
     kvs_delete,
     kvs_entry,
     kvs_keys,
+    kvs_open,
     kvs_read,
     kvs_update,
     kvs_wait,
     kvs_wait_async,
     kvs_write,
 )
-from dora_state.errors import Conflict
+from dora_state.errors import Conflict, OperatorError
 
 WAIT_S = 30
 SPAWN = multiprocessing.get_context("spawn")
@@ -337,7 +338,26 @@ def test_every_public_name_is_there():
         _ = dora_state.kvs_nothing
 
 
+def test_a_process_outside_of_a_dataflow_may_name_the_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv("DORA_STATE_DIR")
+    monkeypatch.chdir(tmp_path)
+    kvs_open("mine")
+    kvs_write("a", b"1")
+    kvs_open(tmp_path / "mine")  # the same
+    with pytest.raises(OperatorError, match=r"use .*mine/shared already, not .*other/shared"):
+        kvs_open("other")
+    assert not (tmp_path / "other").exists()
+    with dora_state.Store(tmp_path / "mine" / "shared") as store:
+        assert dict(store) == {"a": b"1"}
+
+
+def test_in_a_dataflow_nobody_names_the_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("DORA_STATE_SHARED", str(tmp_path / "shared"))
+    with pytest.raises(OperatorError, match="in it kvs_\\* find the shared store by themselves"):
+        kvs_open(tmp_path / "mine")
+
+
 def test_outside_of_a_dataflow_it_has_to_be_told_where(monkeypatch):
     monkeypatch.delenv("DORA_STATE_DIR")
-    with pytest.raises(dora_state.errors.OperatorError, match="set DORA_STATE_DIR"):
+    with pytest.raises(OperatorError, match="set DORA_STATE_DIR"):
         kvs_read("x")
