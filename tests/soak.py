@@ -1,8 +1,8 @@
 """Kills an operator at random until it is enough: python3 tests/soak.py [--kills 10000] [--minutes 20] [--seed N]
 
 Each incarnation gets some events and dies by SIGKILL at a moment of its own: while it starts, in a handler, in a
-commit, or idle. Prints the figures and ends with exit code 0 only if every event was handled exactly once: in the outputs, and
-in the saved state. What stands at the end is the same on every machine, but for the times.
+commit, or idle. Prints the figures and ends with exit code 0 only if every event was handled exactly once: in the
+outputs, and in the saved state.
 """
 
 from __future__ import annotations

@@ -14,6 +14,10 @@ and with `shared_writes = "commit"` (shared_step.py), around the two stores and 
 
     before-prepare after-prepare after-marker       recover after-claim after-recover
 
+and in the host, by the number of the event that is with the worker (hand-out: before it is sent):
+
+    hand-out after-hand-out   before-fence after-fence   forward after-forward
+
 DORA_STATE_KILL_FILE names a file that says it while the worker runs: `name@n=how`, for the first worker that gets
 there with that number or a higher one. It takes the file away (dora_state.testing).
 """
@@ -44,8 +48,16 @@ EVENT_POINTS = (
 )
 SHARED_POINTS = ("before-prepare", "after-prepare", "after-marker")
 RECOVERY_POINTS = ("recover", "after-claim", "after-recover")
+HOST_POINTS = (
+    "hand-out",
+    "after-hand-out",
+    "before-fence",
+    "after-fence",
+    "forward",
+    "after-forward",
+)
 _OF_A_START = START_POINTS + RECOVERY_POINTS
-_NAMES = _OF_A_START + EVENT_POINTS + SHARED_POINTS
+_NAMES = _OF_A_START + EVENT_POINTS + SHARED_POINTS + HOST_POINTS
 ENVIRONMENT = "DORA_STATE_KILL"
 FILE_ENVIRONMENT = "DORA_STATE_KILL_FILE"
 

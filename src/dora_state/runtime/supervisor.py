@@ -47,6 +47,7 @@ from dora_state.runtime import (
     channel,
     control,
     inputs,
+    killpoint,
     outputs,
     policy,
     shared_step,
@@ -471,6 +472,7 @@ class Supervisor:
         if event.number == 0:
             self._number += 1
             event.number = self._number
+        killpoint.reach("hand-out", event.number)
         if not self._hand_out(event):
             self._replay = event
             return
@@ -479,6 +481,7 @@ class Supervisor:
             self._hang.begin(current, "event")
         with contextlib.suppress(OSError):  # it is dying; its lifeline will tell
             event.send(current.channel)
+        killpoint.reach("after-hand-out", event.number)
         self.workers.watch_room(current)
 
     def _on_message(self, each: Worker, message: channel.Message) -> None:
@@ -546,8 +549,10 @@ class Supervisor:
             self._letters.tidy()
             self._publish(self.status())
         held, self._held = self._held, []
+        killpoint.reach("forward", number)
         for output in held:
             self._send(output)
+        killpoint.reach("after-forward", number)
         event.over(inputs.DONE)
         if status != step.CONTINUE:
             self._on_status(by, status)
@@ -663,7 +668,10 @@ class Supervisor:
     def _fence_off(self, dead: Worker) -> None:
         """Before its last words are read: what it committed and what it said are both final."""
         if dead is self._current and self._store is not None:
+            number = self._in_flight.number if self._in_flight is not None else 0
+            killpoint.reach("before-fence", number)
             self._store.fence(dead.incarnation + 1)
+            killpoint.reach("after-fence", number)
 
     def _on_gone(self, dead: Worker) -> None:
         self._awaited.discard(dead)
