@@ -125,6 +125,7 @@ class OperatorHost:
         self._is_over = False  # it has ended
         self._lock = threading.Condition()  # over the five above
         self._sent: list[tuple[Output, int]] = []  # by the event that is being committed
+        self._pid = os.getpid()
         self._started: Future[None] = Future()
         self._ended: Future[None] = Future()
         variables = os.environ if environment is None else environment
@@ -317,6 +318,11 @@ class OperatorHost:
 
     def _put(self, event: inputs.Event, answer: Future[list[Output]] | None) -> None:
         """Give an event that has room to the supervisor."""
+        if os.getpid() != self._pid:
+            raise OperatorError(
+                f"operator {self.name} belongs to the process that this one was forked from; "
+                "make an OperatorHost of its own in here"
+            )
         event.on_over = functools.partial(self._on_over, event, answer)
         with self._lock:
             if self._is_over:

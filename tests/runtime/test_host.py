@@ -366,6 +366,20 @@ def test_wrong_options_are_refused(operator, tmp_path, options):
         make(operator, tmp_path, **options)
 
 
+def test_a_forked_child_is_no_host(operator, tmp_path):
+    with make(operator, tmp_path) as host:
+        child = os.fork()
+        if child == 0:
+            try:
+                host.send("in", b"0")
+            except OperatorError as error:
+                os._exit("was forked from" in str(error))
+            finally:
+                os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        assert texts(host.send("in", b"0")) == ledger(1)
+
+
 def test_it_starts_once(operator, tmp_path):
     with make(operator, tmp_path) as host, pytest.raises(OperatorError, match="starts once"):
         host.start()
