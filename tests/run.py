@@ -9,6 +9,7 @@
     asan      the C tests under the address and the undefined-behaviour sanitizer
     tsan      the C tests under the thread sanitizer
     python    pytest, against the installed wheel
+    runtime-kills   an operator killed 1,000 times, its ledger exact (soak.py)
     binding   the tests of the binding once more, under the address and the undefined-behaviour sanitizer
     bench     the benchmarks in quick mode: do they work? No time is looked at
 
@@ -38,6 +39,7 @@ import mutants  # noqa: E402
 DISTRIBUTIONS = REPOSITORY / "build" / "dist"
 ROWS: list[figures.Row] = []  # the table at the end
 JOBS = str(os.cpu_count() or 1)
+RUNTIME_KILLS = 1000
 
 
 class PartError(Exception):
@@ -129,6 +131,25 @@ def python_tests() -> None:
     python("-m", "pytest", DORA_STATE_DISTRIBUTIONS=str(DISTRIBUTIONS))
 
 
+def runtime_kills() -> None:
+    begin = time.monotonic()
+    command = [environment.program("python"), "tests/soak.py", "--kills", str(RUNTIME_KILLS)]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment.variables(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout + done.stderr, end="", flush=True)
+    figure = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    if done.returncode or not figure.startswith(f"kills {RUNTIME_KILLS},"):
+        raise PartError(f"soak.py ended with exit code {done.returncode}")
+    ROWS.append(figures.Row("runtime-kills", figure, time.monotonic() - begin))
+
+
 SANITIZED = REPOSITORY / "build" / "binding"
 # A store and its binding. Not test_sigbus.py: the sanitizer has a handler of its own for that signal.
 BINDING_TESTS = ["core", "store", "model", "views", "repair"]
@@ -170,6 +191,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "mutants": mutants_part,
     "figures": figures_part,
     "python": python_tests,
+    "runtime-kills": runtime_kills,
     "binding": binding,
     "bench": bench,
 }
