@@ -139,7 +139,7 @@ def kvs_open(state_dir: str | os.PathLike[str]) -> None:
     The shared store in it is opened, or made. OperatorError if a second call names another directory, and in a node or
     an operator, for which its dataflow decides.
     """
-    global _store
+    global _store, _told
     if os.environ.get("DORA_STATE_SHARED") or node_config.read() is not None:
         raise OperatorError(
             "kvs_open is for processes outside of a dataflow; in it kvs_* find the shared store by themselves"
@@ -149,6 +149,7 @@ def kvs_open(state_dir: str | os.PathLike[str]) -> None:
         if _store is None:
             location.prepare(root)
             _store = Store(root / "shared")
+            _told = root
         elif os.path.realpath(_store.path) != os.path.realpath(root / "shared"):
             raise OperatorError(
                 f"kvs_* use {_store.path} already, not {root / 'shared'}; open a second one as a Store"
@@ -160,6 +161,7 @@ def kvs_open(state_dir: str | os.PathLike[str]) -> None:
 _opening = threading.Lock()
 _store: Store | None = None
 _membership: Membership | None = None
+_told: Path | None = None  # by kvs_open; a forked child opens it again
 
 
 def _shared() -> Store:
@@ -180,6 +182,8 @@ def _find() -> tuple[Path, Membership | None]:
         return Path(told), None  # the host of this operator is the member
     config = node_config.read()
     if config is None:
+        if _told is not None:
+            return _told / "shared", None
         if not os.environ.get("DORA_STATE_DIR"):
             raise OperatorError(
                 "kvs_* needs to know where the shared store is, and this process was not started by dora;"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -38,6 +39,7 @@ def shared(tmp_path, monkeypatch):
     monkeypatch.delenv("DORA_NODE_CONFIG", raising=False)
     monkeypatch.delenv("DORA_STATE_SHARED", raising=False)
     monkeypatch.setenv("DORA_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setattr(kvs, "_told", None)
     kvs._forget_after_fork()
     yield tmp_path / "state"
     if kvs._store is not None:
@@ -347,6 +349,10 @@ def test_a_process_outside_of_a_dataflow_may_name_the_directory(monkeypatch, tmp
     with pytest.raises(OperatorError, match=r"use .*mine/shared already, not .*other/shared"):
         kvs_open("other")
     assert not (tmp_path / "other").exists()
+    child = os.fork()
+    if child == 0:
+        os._exit(kvs_read("a", b"") != b"1")
+    assert os.waitpid(child, 0)[1] == 0
     with dora_state.Store(tmp_path / "mine" / "shared") as store:
         assert dict(store) == {"a": b"1"}
 
