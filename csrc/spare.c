@@ -90,9 +90,11 @@ bool ds__spare_take(ds_store *store, struct ds_segment_header *header, struct ds
         return false;
     char name[DS_NAME_SIZE];
     ds__segment_name(header->base, name);
-    bool taken = spare->segment->mapping.size >= header->size;
+    /* A writer that was quick and is not any more gets small segments again. */
+    uint64_t size = spare->segment->mapping.size;
+    bool taken = size >= header->size && size / 2 <= header->size;
     if (taken) {
-        header->size = spare->segment->mapping.size;
+        header->size = size;
         taken = ds__segment_begin(header, spare->segment) == DS_OK &&
                 ds__os_link_unnamed(&store->directory, spare->fd, name) == DS_OK;
     }

@@ -10,7 +10,7 @@
 #include "store.h"
 #include "store_help.h"
 
-enum { SIZE = 4 * DS_SEGMENT_MIN, VALUE = 1000 };
+enum { SIZE = 2 * DS_SEGMENT_MIN, VALUE = 1000 };
 
 void __wrap_ds__keeper_ask(ds_store *store);
 void __wrap_ds__keeper_ask(ds_store *store) {
@@ -100,6 +100,15 @@ static void one_that_is_not_used_leaves_nothing(const char *path) {
     CHECK_EQ(entries("/proc/self/fd"), descriptors);
 }
 
+static void one_that_is_far_too_large_is_given_back(const char *path) {
+    ds_store *store = open_with_spare(path, 16 * DS_SEGMENT_MIN);
+    put(store, "key", "value");
+    CHECK_OK(ds_compact(store)); /* into a small one */
+    CHECK(store->spare == NULL && store->control->tail.segment_size == DS_SEGMENT_MIN);
+    expect_value(store, "key", "value");
+    CHECK_OK(ds_close(store));
+}
+
 static void one_that_is_too_small_is_given_back(const char *path) {
     ds_store *store = open_with_spare(path, DS_SEGMENT_MIN);
     char *big = calloc(1, 2 * DS_SEGMENT_MIN);
@@ -149,8 +158,11 @@ static void it_is_not_missed_when_a_call_fails(const char *path) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(it_becomes_the_next_segment),         TEST(one_that_is_not_used_leaves_nothing),
-        TEST(one_that_is_too_small_is_given_back), TEST(its_name_may_be_taken),
+        TEST(it_becomes_the_next_segment),
+        TEST(one_that_is_not_used_leaves_nothing),
+        TEST(one_that_is_too_small_is_given_back),
+        TEST(one_that_is_far_too_large_is_given_back),
+        TEST(its_name_may_be_taken),
         TEST(it_is_not_missed_when_a_call_fails),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
