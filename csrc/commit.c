@@ -316,7 +316,7 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
     struct outcome outcome = {.timeout_ms = store->options.lock_timeout_ms};
     status = commit_once(store, &outline, changes, count, &outcome);
     if (status == DS_FULL) {
-        ds__spare_free(store);
+        ds__spare_stop(store);
         (void)ds__compact(store, true, DS_COMPACT_TIGHTLY); /* as far as it gets; that may be enough */
         status = commit_once(store, &outline, changes, count, &outcome);
     }

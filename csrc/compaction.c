@@ -501,13 +501,13 @@ ds_status ds_compact(ds_store *store) {
         return status;
     for (;;) {
         uint64_t before = start_of(store);
-        bool spare = atomic_load_explicit(&store->spare, memory_order_relaxed) != NULL;
+        bool spares = !atomic_load_explicit(&store->no_spares, memory_order_relaxed);
         status = ds__compact(store, true, DS_COMPACT_ALL);
         if (status != DS_FULL)
             return status;
-        ds__spare_free(store);
+        ds__spare_stop(store);
         status = ds__compact(store, true, DS_COMPACT_TIGHTLY);
-        if (start_of(store) == before && !spare)
+        if (start_of(store) == before && !spares)
             return status; /* else what went makes room for the rest */
     }
 }

@@ -3,7 +3,8 @@
  *
  * A spare is a file without a name, of one handle. It gets its name when it becomes a segment, in the place of the rename
  * that ends the making of any other. So nobody else can see it before, there is nothing to agree on between processes, and
- * with its process it is gone. Where the file system knows no files without names, there are no spares.
+ * with its process it is gone. Where the file system knows no files without names, there are no spares; nor has a handle any
+ * that has seen the disk full once, because they would be in the way of deletes and of compaction.
  *
  * `spare` changes hands by exchange: whoever takes it out owns it. It is made before the keeper compacts, and again before that
  * waits for the disk, which takes as long as a quick writer needs for a segment. */
@@ -35,6 +36,11 @@ void ds__spare_free(ds_store *store) {
         give_back(spare);
 }
 
+void ds__spare_stop(ds_store *store) {
+    atomic_store_explicit(&store->no_spares, true, memory_order_seq_cst);
+    ds__spare_free(store);
+}
+
 /* ---- the keeper's side ------------------------------------------------------------------------------------------- */
 
 static ds_status make(ds_store *store, struct ds_spare *spare, uint64_t size) {
@@ -61,9 +67,12 @@ void ds__spare_make(ds_store *store) {
     struct ds_spare *none = NULL;
     ds_status status = make(store, spare, size);
     /* Release: who takes it finds it complete. */
-    if (status == DS_OK && atomic_compare_exchange_strong_explicit(&store->spare, &none, spare, memory_order_release,
-                                                                   memory_order_relaxed))
+    if (status == DS_OK && atomic_compare_exchange_strong_explicit(&store->spare, &none, spare, memory_order_seq_cst,
+                                                                   memory_order_relaxed)) {
+        if (atomic_load_explicit(&store->no_spares, memory_order_seq_cst)) /* since then */
+            ds__spare_free(store);
         return;
+    }
     if (status == DS_UNSUPPORTED)
         atomic_store_explicit(&store->no_spares, true, memory_order_relaxed);
     give_back(spare); /* nobody misses it: a writer makes its own, and tells what fails */

@@ -31,7 +31,7 @@ struct ds_store {
 
     _Atomic(struct ds_spare *) spare; /* spare.c */
     _Atomic uint64_t spare_wanted;    /* bytes; 0: none */
-    atomic_bool no_spares;            /* this file system has none */
+    atomic_bool no_spares;            /* this file system has none, or the disk was full */
 
     pthread_t keeper; /* keeper.c: syncs in `group` mode, compacts in all */
     pthread_mutex_t keeper_mutex;
@@ -240,6 +240,8 @@ bool ds__spare_tidy(ds_store *store);
 /* Makes it the segment that `header` describes, which may become larger. False: there is none that would do. */
 bool ds__spare_take(ds_store *store, struct ds_segment_header *header, struct ds_segment **out);
 void ds__spare_free(ds_store *store);
+/* The disk is full: none from now on. */
+void ds__spare_stop(ds_store *store);
 
 /* keeper.c ------------------------------------------------------------------------------------------------------- */
 
