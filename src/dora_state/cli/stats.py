@@ -52,6 +52,8 @@ def stats(place: Place, style: str) -> None:
             "worker",
             "restarts",
             "replayed",
+            "dropped",
+            "dead letters",
             "updated",
             "last crash",
         )
@@ -106,6 +108,8 @@ def _operator_row(node: str, record: dict[str, Any]) -> tuple[object, ...]:
     crash = record.get("last_crash") or {}
     numbers = [output.Number(record.get(name) or "-") for name in ("host_pid", "worker_pid")]
     counts = [output.Number(record.get(name, 0)) for name in ("restarts", "replayed")]
+    counts.append(output.Number(sum(record.get("dropped", {}).values())))
+    counts.append(output.Number(record.get("dead_letters", {}).get("kept", 0)))
     age = max(0.0, time.time() - float(record.get("updated", 0)))
     said = text.shorten(text.visible(str(crash.get("reason") or "-")), 40)
     return text.visible(node), record.get("state", "?"), *numbers, *counts, f"{age:.0f} s ago", said
