@@ -87,6 +87,11 @@ def test_export_does_not_replace_a_file_unless_asked(call, folder, state):
     assert sorted(path.name for path in folder.iterdir()) == ["file", "state"]
 
 
+def test_an_export_that_has_no_place_says_so(call, folder, state):
+    said = call("export", "nowhere/file")
+    assert (said.code, said.error) == (1, "error: nowhere/file: No such file or directory\n")
+
+
 def test_import_does_not_replace_values_unless_asked(call, folder, state, other):
     with Store(other) as store:
         store.update({"mode": b"mine", "own": b"kept"})

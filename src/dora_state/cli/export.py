@@ -60,5 +60,9 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
             out.flush()
             os.fsync(out.fileno())
         draft.replace(file)
+    except OSError as error:
+        if error.filename == str(draft):
+            error.filename = str(file)
+        raise
     finally:
         draft.unlink(missing_ok=True)
