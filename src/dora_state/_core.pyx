@@ -875,7 +875,6 @@ cdef void _forget(ds_change *changes, PyObject **kept, Py_ssize_t count) noexcep
     for i in range(2 * count):
         Py_DECREF(<object>kept[i])
     PyMem_Free(changes)
-    PyMem_Free(kept)
 
 
 cdef class Batch:
@@ -903,17 +902,14 @@ cdef class Batch:
 
     cdef int _make_room(self) except -1:
         cdef Py_ssize_t room = 2 * self.room if self.room else 16
-        cdef ds_change *changes = <ds_change *>PyMem_Malloc(room * sizeof(ds_change))
-        cdef PyObject **kept = <PyObject **>PyMem_Malloc(2 * room * sizeof(PyObject *))
-        if changes is NULL or kept is NULL:
-            PyMem_Free(changes)
-            PyMem_Free(kept)
+        cdef ds_change *changes = <ds_change *>PyMem_Malloc(room * (sizeof(ds_change) + 2 * sizeof(PyObject *)))
+        cdef PyObject **kept = <PyObject **>(changes + room)  # in one piece: half as many calls
+        if changes is NULL:
             raise MemoryError()
         if self.count > 0:
             memcpy(changes, self.changes, self.count * sizeof(ds_change))
             memcpy(kept, self.kept, 2 * self.count * sizeof(PyObject *))
         PyMem_Free(self.changes)
-        PyMem_Free(self.kept)
         self.changes = changes
         self.kept = kept
         self.room = room
