@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 import pytest
-from hosting import LEDGER, kill, ledger
+from hosting import EAGER, LEDGER, kill, ledger
 
 from dora_state.runtime.policy import RestartPolicy
 
@@ -29,7 +30,7 @@ def hangs_once(place: str, tmp_path, how: str = "threading.Event().wait()") -> s
 
 @pytest.mark.parametrize("place", ["start", "restore", "event"])
 def test_a_hang_is_told_and_killed_with_its_stacks_in_the_log(host, tmp_path, caplog, capfd, place):
-    policy = RestartPolicy(restart_delay=0.0, kill_hung=(place,), **{f"{place}_deadline": 0.05})
+    policy = replace(EAGER, kill_hung=(place,), **{f"{place}_deadline": 0.05})
     hosted = host(hangs_once(place, tmp_path), policy=policy)
     if place == "restore":
         (tmp_path / "hung").touch()
@@ -58,7 +59,7 @@ def test_by_default_a_hang_is_only_told(host, tmp_path, caplog):
     policy = RestartPolicy(event_deadline=0.05)
     hosted = host(hangs_once("event", tmp_path, how), policy=policy).start()
     hosted.send(0)
-    hosted.wait(lambda: hosted.statuses[-1]["hangs"] == 1)
+    hosted.wait(lambda: hosted.statuses[-1]["hangs"])
     kill(hosted.wait_running()["worker_pid"], signal.SIGUSR1)
     assert hosted.wait_outputs(1) == ledger(1)
     assert hosted.finish().clean
@@ -69,29 +70,29 @@ def test_by_default_a_hang_is_only_told(host, tmp_path, caplog):
 
 def test_a_worker_that_does_not_take_the_abort_is_killed(host, tmp_path):
     how = "os.kill(os.getpid(), signal.SIGSTOP)"
-    policy = RestartPolicy(restart_delay=0.0, event_deadline=0.05, kill_hung=["event"])
+    policy = replace(EAGER, event_deadline=0.05, kill_hung=["event"])
     hosted = host(hangs_once("event", tmp_path, how), policy=policy).start()
     hosted.send(0, 1)
     assert hosted.wait_outputs(2) == ledger(2)
     hosted.finish()
-    assert hosted.supervisor.restarts == 1
+    assert hosted.supervisor.restarts >= 1  # more if the machine is slow
 
 
 def test_an_output_restarts_the_deadline(host, caplog):
-    """A handler that takes three times its deadline, but sends all the while."""
+    """A handler that takes longer than its deadline, but sends all the while."""
     hosted = host(
         """
         import time
 
         class Operator:
             def on_event(self, event, send_output):
-                end = time.monotonic() + 0.9
+                end = time.monotonic() + 1.5
                 while time.monotonic() < end:
                     send_output("alive", b"")
                     time.sleep(0.001)
                 return 0
         """,
-        policy=RestartPolicy(event_deadline=0.3, kill_hung=["event"]),
+        policy=RestartPolicy(event_deadline=1.0, kill_hung=["event"]),
     ).start()
     hosted.send(0)
     hosted.finish()
@@ -104,7 +105,7 @@ def test_an_event_that_hangs_each_time_is_a_dead_letter(host):
         "self.count += 1",
         "if number == 1: __import__('threading').Event().wait()\n                self.count += 1",
     )
-    policy = RestartPolicy(restart_delay=0.0, event_deadline=0.05, kill_hung=["event"])
+    policy = RestartPolicy(restart_delay=0.0, event_deadline=0.4, kill_hung=["event"])
     hosted = host(source, policy=policy).start()
     hosted.send(0, 1, 2)
     assert hosted.wait_outputs(2) == ["0 1 0", "2 2 2"]
