@@ -41,6 +41,8 @@ def kvs_write(key: str, value: Buffer, *, ttl: float | None = None) -> int:
 
     ttl: after so many seconds the key is missing again, for everybody; None: never.
     """
+    if ttl is None:
+        return _shared().put(key, value)
     return _shared().put(key, value, ttl=ttl)
 
 
