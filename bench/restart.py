@@ -277,12 +277,12 @@ nodes:
   - id: ours
     path: dora-state
     args: run ours.py --max-restarts 0
-    inputs: {{number: {{source: source/number, queue_size: 1000}}}}
+    inputs: {{number: {{source: source/number, queue_size: 1000, queue_policy: backpressure}}}}
   - id: plain
     path: plain.py
     restart_policy: on-failure
     max_restarts: 0
-    inputs: {{number: {{source: source/number, queue_size: 1000}}}}
+    inputs: {{number: {{source: source/number, queue_size: 1000, queue_policy: backpressure}}}}
 """
 SOURCE = """
 from dora import Node
