@@ -609,6 +609,15 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "blobs-all-swept",
+        "rebuild.c",
+        "a recovery removes large values that are committed",
+        (
+            "bsearch(&blob.id, sweep->live, sweep->count, sizeof blob.id, by_number) == NULL)",
+            "bsearch(&blob.id, sweep->live, 1, sizeof blob.id, by_number) == NULL)",
+        ),
+    ),
+    mutant(
         "lost-index-stays-lost",
         "recovery.c",
         "a damaged index makes a store unreadable until the next reboot",
@@ -880,6 +889,7 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "blobs-all-swept": "test_damage a_large_value_that_was_never_committed_goes",
     "blob-length-32-bit": "test_large i25_a_value_of_gigabytes_comes_back",
     "standard-streams-taken": "test_regressions no_file_of_a_store_becomes_standard_error",
     "lost-index-stays-lost": "test_damage a_lost_index_is_made_anew",

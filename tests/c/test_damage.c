@@ -273,6 +273,31 @@ static void a_lost_index_is_made_anew(const char *dir) {
     }
 }
 
+enum { LARGE = DS_BLOB_FROM + 1, LARGE_KEYS = 3 };
+
+/* A process died between writing a large value and committing it: the file goes when the log is read. Those that a record names
+ * stay. */
+static void a_large_value_that_was_never_committed_goes(const char *dir) {
+    char *path = check_format("%s/store", dir), *orphan = check_format("%s/00000000deadbeef.blob", path), key[2] = "a";
+    unsigned char *bytes = malloc(LARGE);
+    CHECK(bytes);
+    ds_store *store = open_store(path);
+    for (int i = 0; i < LARGE_KEYS; i++, key[0]++) {
+        memset(bytes, key[0], LARGE);
+        CHECK_OK(ds_put(store, DS_USER, key, 1, bytes, LARGE, NULL));
+    }
+    CHECK_OK(ds_close(store));
+    write_at(orphan, "half of it", 10, 0);
+    image_reboot(path);
+    store = open_store(path);
+    CHECK(access(orphan, F_OK) != 0);
+    for (key[0] = 'a'; key[0] < 'a' + LARGE_KEYS; key[0]++)
+        CHECK_EQ(filled_with(store, key), key[0]);
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+    free(bytes);
+}
+
 static void turn_over_and_die(void *context) {
     ds_store *store = open_store(context);
     for (int i = 0; i < 300; i++)
@@ -305,6 +330,7 @@ static void a_floor_below_the_start_of_the_log_hurts_nothing(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
+        TEST(a_large_value_that_was_never_committed_goes),
         TEST(a_lost_index_is_made_anew),
         TEST(a_floor_below_the_start_of_the_log_hurts_nothing),
         TEST(frames_of_another_history_are_not_accepted),
