@@ -359,6 +359,7 @@ def beside_dora(quick: bool) -> None:
         )
         print(
             "SIGKILL to the next event (it may have to be sent first), and events that never came.\n"
+            "Both inputs have `queue_policy: backpressure`, so that none is lost on the way.\n"
         )
         print("| | p50 | p99 | kills | events | lost |\n| --- | --- | --- | --- | --- | --- |")
         titles = {"ours": "`path: dora-state`", "plain": "a plain node, restarted by dora"}
