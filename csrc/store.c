@@ -64,6 +64,16 @@ static ds_status check_options(const char *path, const ds_options *options) {
     return DS_OK;
 }
 
+/* In a child of the process that opened it, threads that are not there may hold the mutexes, and the destruction of a
+ * condition waits for whoever waits for it: the keeper of the parent, for ever. They are memory like any other there. */
+static void destroy_locks(ds_store *store) {
+    if (store->stamp != ds__os_process_stamp())
+        return;
+    pthread_mutex_destroy(&store->indexing);
+    pthread_mutex_destroy(&store->keeper_mutex);
+    pthread_cond_destroy(&store->keeper_wake);
+}
+
 static void free_handle(ds_store *store) {
     if (store->control_private)
         free(store->control);
@@ -73,9 +83,7 @@ static void free_handle(ds_store *store) {
     ds__index_free(store->index);
     ds__spare_free(store);
     ds__segments_free(&store->segments);
-    pthread_mutex_destroy(&store->indexing);
-    pthread_mutex_destroy(&store->keeper_mutex);
-    pthread_cond_destroy(&store->keeper_wake);
+    destroy_locks(store);
     ds__os_directory_close(&store->directory);
     free(store);
 }

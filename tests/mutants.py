@@ -758,10 +758,22 @@ MUTANTS = [
         ("        pthread_mutex_consistent(&lock->mutex);\n", ""),
     ),
     mutant(
+        "keeper-awaited-in-a-child",
+        "store.c",
+        "a forked child hangs when it drops an inherited handle",
+        (
+            "    if (store->stamp != ds__os_process_stamp())\n        return;\n    pthread_mutex_destroy",
+            "    pthread_mutex_destroy",
+        ),
+    ),
+    mutant(
         "fork-not-noticed",
         "store.c",
         "parent and child share one handle",
-        ("    if (store->stamp != ds__os_process_stamp())", "    if (false)"),
+        (
+            "    if (store->stamp != ds__os_process_stamp())\n        return ds__fail(",
+            "    if (false)\n        return ds__fail(",
+        ),
     ),
     mutant(
         "fence-ignored",
@@ -889,6 +901,7 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "keeper-awaited-in-a-child": "test_processes i5_a_child_closes_a_handle_whose_keeper_waits",
     "blobs-all-swept": "test_damage a_large_value_that_was_never_committed_goes",
     "blob-length-32-bit": "test_large i25_a_value_of_gigabytes_comes_back",
     "standard-streams-taken": "test_regressions no_file_of_a_store_becomes_standard_error",
@@ -961,14 +974,14 @@ NOTICED_BY: dict[str, str] = {
     "dead-bytes-not-counted": "test_damage frames_of_another_history_are_not_accepted",
     "no-sequence-gap": "test_open commits_after_unclean_ends_survive_the_next",
     "version-ignored": "test_damage a_future_format_is_refused",
-    "another-boot-is-this-one": "test_races a_writer_finds_its_record_while_the_start_moves",
-    "any-control-page-is-believed": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "another-boot-is-this-one": "test_damage the_control_page_of_another_boot_blocks_nothing",
+    "any-control-page-is-believed": "test_damage the_control_page_of_another_boot_blocks_nothing",
     "index-published-empty": "every_store 1 1 /dev/shm 7",
     "index-growth-loses-a-slot": "every_store 1 1 /dev/shm 7",
     "compaction-drops-before-the-sync": "power_loss 4000 1",
-    "compaction-forgets-the-last-batch": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "compaction-forgets-the-last-batch": "test_store compaction_changes_nothing_but_the_room",
     "compaction-without-head": "test_repair every_intact_commit_is_kept",
-    "relocation-gets-a-new-sequence": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "relocation-gets-a-new-sequence": "test_store compaction_changes_nothing_but_the_room",
     "directory-not-synced": "power_loss 4000 1",
     "segments-not-synced": "test_sync i10_a_failed_sync_is_final_for_all",
     "segment-header-not-synced": "power_loss 4000 1",
@@ -977,7 +990,7 @@ NOTICED_BY: dict[str, str] = {
     "lock-not-made-consistent": "test_processes a_stopped_writer_blocks_writers_only",
     "fork-not-noticed": "test_processes a_forked_handle_refuses_and_the_parent_goes_on",
     "fence-ignored": "test_store a_fenced_incarnation_commits_no_more",
-    "expectation-ignored": "test_races a_writer_finds_its_record_while_the_start_moves",
+    "expectation-ignored": "test_store a_commit_is_all_or_nothing",
     "first-change-wins": "test_store a_key_named_twice_takes_its_last_change",
     "salvage-believes-half-a-commit": "test_repair half_a_commit_is_not_taken_for_one",
     "salvage-without-hashes": "test_repair every_intact_commit_is_kept",

@@ -159,11 +159,13 @@ static void the_control_page_of_another_boot_blocks_nothing(const char *dir) {
     ds_store *store = open_store(dir);
     put_filled(store, "a", '1');
     CHECK_OK(ds_close(store));
-    struct ds_control ones;
+    struct ds_lock ones;
     memset(&ones, 0xff, sizeof ones);
     char *control = check_format("%s/control", dir);
-    off_t at = offsetof(struct ds_control, lock);
-    write_at(control, &ones, sizeof ones - (size_t)at, at);
+    static const size_t locks[] = {offsetof(struct ds_control, lock), offsetof(struct ds_control, compact_lock),
+                                   offsetof(struct ds_control, sync_lock)};
+    for (size_t i = 0; i < CHECK_COUNT(locks); i++)
+        write_at(control, &ones, sizeof ones, (off_t)locks[i]);
     setenv("DORA_STATE_BOOT_ID", "22222222-2222-2222-2222-222222222222", 1);
     store = open_store(dir);
     CHECK_EQ(filled_with(store, "a"), '1');

@@ -43,6 +43,26 @@ static void a_forked_handle_refuses_and_the_parent_goes_on(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+static void close_the_inherited_handle(void *context) {
+    alarm(20);
+    CHECK_OK(ds_close(context));
+}
+
+/* The keeper is not in the child, but the child's copy of its condition says that somebody waits. */
+static void i5_a_child_closes_a_handle_whose_keeper_waits(const char *dir) {
+    ds_options options = options_default();
+    options.durability = DS_GROUP;
+    options.group_ms = 60000;
+    ds_store *store = open_with(dir, options);
+#ifdef __GLIBC__
+    while (__atomic_load_n(&store->keeper_wake.__data.__wrefs, __ATOMIC_ACQUIRE) < 8) /* it counts in eights */
+        usleep(100);
+#endif
+    check_join(check_spawn(close_the_inherited_handle, store));
+    put(store, "k", "the parent goes on");
+    CHECK_OK(ds_close(store));
+}
+
 static void open_anew_and_put(void *context) {
     ds_store *store = open_store(context);
     expect_value(store, "k", "parent");
@@ -342,6 +362,7 @@ int main(int argc, char **argv) {
     }
     static const check_test tests[] = {
         TEST(a_forked_handle_refuses_and_the_parent_goes_on),
+        TEST(i5_a_child_closes_a_handle_whose_keeper_waits),
         TEST(a_child_opens_its_own_handle),
         TEST(writers_at_once_lose_and_double_nothing),
         TEST(a_reader_beside_a_writer_never_sees_half_a_batch),
