@@ -46,6 +46,16 @@ def test_the_new_code_goes_on_with_the_attributes_of_the_old(host):
     hosted.finish()
 
 
+def test_a_class_that_calls_itself_something_else_is_reloaded(host):
+    hosted = host(LEDGER.replace("class Operator", "class Old") + "\n    Operator = Old\n").start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    write(hosted, NEW.replace("class Operator", "class New") + "\n    Operator = New\n")
+    assert reload(hosted) == {"reloaded": True}
+    hosted.send(1)
+    assert hosted.wait_outputs(2)[1] == "new 1 2 1"
+
+
 TYPED = """
     from dora_state import state
 

@@ -248,3 +248,24 @@ def test_validate_state_sees_the_fields_and_a_snapshot_brings_them_back(host):
     hosted.finish()
     values, _ = typed_state.unpack(hosted.state())
     assert list(values["cells"]) == [1, 2, 8, 9]
+
+
+def test_an_operator_with_fields_is_torn_down(host, tmp_path):
+    """In __del__, as dora's operators are: nothing else may hold it."""
+    hosted = host(
+        f"""
+        from dora_state import state
+
+        class Operator:
+            count: int = state(7)
+
+            def on_event(self, event, send_output):
+                return 0
+
+            def __del__(self):
+                with open({str(tmp_path / "torn-down")!r}, "w") as file:
+                    file.write(str(self.count))
+        """
+    ).start()
+    hosted.finish()
+    assert (tmp_path / "torn-down").read_text() == "7"

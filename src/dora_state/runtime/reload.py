@@ -16,11 +16,13 @@ from typing import Any
 def replace(
     module: ModuleType,
     old: Any,
+    class_name: str,
     load: Callable[[str], ModuleType],
     accept: Callable[[Any], None] = lambda operator: None,
 ) -> tuple[ModuleType, Any]:
-    """The new module and the new operator; `load` imports the file under a name, and
-    `accept` may refuse the new operator by raising.
+    """The new module and the new operator, of the class that goes by `class_name` there.
+
+    `load` imports the file under a name; `accept` may refuse the new operator by raising.
 
     Raises whatever the new code raises; `old` and its module are then as they were.
     """
@@ -28,7 +30,7 @@ def replace(
     carried = old.__dict__
     try:
         new_module = load(name)
-        new = getattr(new_module, type(old).__name__)()
+        new = getattr(new_module, class_name)()
         new.__dict__ = carried
         accept(new)
     except BaseException:

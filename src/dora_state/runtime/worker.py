@@ -474,7 +474,11 @@ class Worker:
         failure = None
         try:
             module, self.operator = reload.replace(
-                self._module, self.operator, self._load_again, self._take_fields
+                self._module,
+                self.operator,
+                self.config.class_name,
+                self._load_again,
+                self._take_fields,
             )
             self._use(module)
         except BaseException as error:
@@ -502,7 +506,7 @@ class Worker:
 
     def _stop(self) -> None:
         self.phase = "teardown"
-        self.operator = None  # dora's operators tear down in __del__
+        self.operator = self._fields = None  # dora's operators tear down in __del__
         if self.shared is not None:
             self.shared.close()
         if self.store is not None:
