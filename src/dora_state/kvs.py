@@ -132,7 +132,7 @@ def kvs_store() -> Store:
 
     What is written through it is visible at once, also in a handler with `shared_writes = "commit"`.
     """
-    return _store or _open()
+    return _open() if _store is None else _store  # bool() of a store counts its keys
 
 
 def kvs_open(state_dir: str | os.PathLike[str]) -> None:

@@ -89,7 +89,7 @@ def test_export_does_not_replace_a_file_unless_asked(call, folder, state):
 
 def test_an_export_that_has_no_place_says_so(call, folder, state):
     said = call("export", "nowhere/file")
-    assert (said.code, said.error) == (1, "error: nowhere/file: No such file or directory\n")
+    assert (said.code, said.error) == (2, "error: nowhere/file: No such file or directory\n")
 
 
 def test_import_does_not_replace_values_unless_asked(call, folder, state, other):

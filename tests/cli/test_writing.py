@@ -83,7 +83,8 @@ def test_compact(call, state):
     ("arguments", "code"),
     [
         (["put", "a", "b", "--file", "x"], 2),
-        (["put", "a", "--file", "nothing"], 1),
+        (["put", "a", "--file", "nothing"], 2),
+        (["put", "a", "--file", "."], 2),
         (["put", "k" * 70_000, "v"], 2),
         (["put", "-e", "\\q", "v"], 2),
         (["get"], 2),
@@ -91,7 +92,7 @@ def test_compact(call, state):
         (["list", "--format", "xml"], 2),
         (["delete"], 2),
         (["fly"], 2),
-        (["import", "nothing"], 1),
+        (["import", "nothing"], 2),
     ],
     ids=lambda each: " ".join(each)[:30] if isinstance(each, list) else "",
 )

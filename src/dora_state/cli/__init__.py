@@ -46,6 +46,10 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (StoreInUse, 5),
     (LockTimeout, 5),
     # What is wrong here is what was asked for.
+    (FileNotFoundError, 2),
+    (NotADirectoryError, 2),
+    (IsADirectoryError, 2),
+    (PermissionError, 2),
     (OperatorError, 2),
     (NotAStoreError, 2),
     (FormatError, 2),
@@ -65,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(arguments, prog_name="dora-state", standalone_mode=False) or 0
         sys.stdout.flush()
         return code
+    except click.exceptions.NoArgsIsHelpError as error:  # no command was given
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "dora-state"
         return _fail(f"{error.format_message().rstrip('.')}; see `{command} --help`", 2)
