@@ -63,6 +63,7 @@ SHARED = (
 )
 
 _HEADER = struct.Struct("<BBHIQ")
+_HEADER_BYTES = _HEADER.size
 MOST_ATTEMPTS = 0xFFFF  # that can be told; a degraded operator makes as many in three weeks
 _SIZES = [struct.Struct(f"<{n}Q") for n in range(8)]
 _RECEIVE_BYTES = 1 << 16
@@ -140,12 +141,16 @@ def frame(
         padding = _PADDING[-len(document) % 8]
         header = _HEADER.pack(kind, 0, attempt, len(document), len(document) + len(padding))
         return [b"".join((header, document, padding))]
-    views = [memoryview(buffer).cast("B") for buffer in buffers]
-    sizes = [len(view) for view in views]
-    pieces: list[Buffer] = [b"", document, _PADDING[-len(document) % 8]]
-    for view in views:
-        pieces += (view, _PADDING[-len(view) % 8])
-    body = 8 * len(sizes) + sum(map(len, pieces))
+    size = len(document)
+    pieces: list[Buffer] = [b"", document, _PADDING[-size % 8]]
+    body = 8 * len(buffers) + size + -size % 8
+    sizes = []
+    for buffer in buffers:
+        view = buffer if type(buffer) is bytes else memoryview(buffer).cast("B")
+        size = len(view)
+        sizes.append(size)
+        pieces += (view, _PADDING[-size % 8])
+        body += size + -size % 8
     header = _HEADER.pack(kind, len(sizes), attempt, len(document), body)
     pieces[0] = header + _SIZES[len(sizes)].pack(*sizes)
     # One copy of a few bytes is cheaper than a longer system call.
@@ -252,9 +257,9 @@ class Channel:
         messages: list[Message] = []
         view = memoryview(data)
         at, end = 0, len(data)
-        while end - at >= _HEADER.size:
+        while end - at >= _HEADER_BYTES:
             kind, count, attempt, document_size, body_size = _HEADER.unpack_from(data, at)
-            body_at = at + _HEADER.size
+            body_at = at + _HEADER_BYTES
             if body_at + body_size > end:
                 if body_size > _RECEIVE_BYTES:
                     self._body = bytearray(body_size)
@@ -265,7 +270,8 @@ class Channel:
                 break
             at = body_at + body_size
             messages.append(self._parse(kind, count, attempt, document_size, view[body_at:at]))
-        self._rest = data[at:]
+        if at < end:
+            self._rest = data[at:]
         return messages
 
     def _parse(

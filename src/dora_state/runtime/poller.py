@@ -38,8 +38,14 @@ class Poller:
 
     def turn(self, timeout: float | None) -> None:
         """Wait until something is ready, and call what belongs to all that is."""
+        found = self._epoll.poll(timeout)
+        if len(found) == 1:  # nearly always
+            call = self._calls.get(found[0][0])
+            if call is not None:
+                call()
+            return
         # Looked up before any is made: a call may close a descriptor, and another may get its number.
-        ready = [(fd, self._calls.get(fd)) for fd, _ in self._epoll.poll(timeout)]
+        ready = [(fd, self._calls.get(fd)) for fd, _ in found]
         for fd, call in ready:
             if call is not None and self._calls.get(fd) is call:
                 call()

@@ -20,8 +20,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dora_state._core import RUNTIME, Store
 from dora_state.errors import FormatError
@@ -33,8 +32,7 @@ _VERSION = 1
 CONTINUE, STOP, STOP_ALL = range(3)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     number: int = 0
     incarnation: int = 0
     status: int = CONTINUE

@@ -93,6 +93,8 @@ def encode(value: Any, *, copy: bool, make_slot: MakeSlot | None = None) -> Valu
     """Take a value apart. Without `copy` the buffers are the value's own memory: send them before
     it changes. With `make_slot` a large value is copied into a slot, once.
     """
+    if type(value) is bytes and len(value) <= LARGE:
+        return Value((BYTES,), (value,))  # most events: small, and nobody can change it
     taken = _take_apart(value, make_slot)
     if taken.slot is not None:
         return taken
