@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from dora_state.runtime import slots, value
+from dora_state.runtime.config import SupervisorConfig
 from dora_state.runtime.outputs import Output
-from dora_state.runtime.supervisor import Supervisor, SupervisorConfig
+from dora_state.runtime.supervisor import Supervisor
 
 OPERATOR = """
 import struct, time

@@ -30,11 +30,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from dora_state.runtime.config import SupervisorConfig
 from dora_state.runtime.handover import Handover
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.runtime.restart import Restart
-from dora_state.runtime.supervisor import Supervisor, SupervisorConfig
+from dora_state.runtime.supervisor import Supervisor
 
 OPERATOR = """
 import struct

@@ -29,10 +29,13 @@ from typing import Any
 from dora_state import location, node_config
 from dora_state.errors import OperatorError
 from dora_state.runtime import shared_step
+from dora_state.runtime.config import SupervisorConfig
+from dora_state.runtime.machine import State
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.runtime.publisher import Publisher
-from dora_state.runtime.supervisor import Outcome, State, Supervisor, SupervisorConfig
+from dora_state.runtime.stopping import Outcome
+from dora_state.runtime.supervisor import Supervisor
 
 log = logging.getLogger("dora_state.node")
 

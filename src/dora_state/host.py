@@ -42,9 +42,12 @@ from dora_state import operator as operator_api
 from dora_state.errors import OperatorError
 from dora_state.futures import Rooms, Stream, deadline_of, refuse, serve, wait
 from dora_state.runtime import inputs, outputs, shared_step
+from dora_state.runtime.config import SupervisorConfig
+from dora_state.runtime.machine import State
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.runtime.publisher import Publisher
-from dora_state.runtime.supervisor import Outcome, State, Supervisor, SupervisorConfig
+from dora_state.runtime.stopping import Outcome
+from dora_state.runtime.supervisor import Supervisor
 
 OVERLOAD = ("block", "drop-oldest")
 BACKLOG_BYTES = 64 << 20  # outputs that nobody has taken yet, before the operator has to wait

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from hosting import EAGER
 
-from dora_state.runtime.supervisor import Supervisor, SupervisorConfig
+from dora_state.runtime.config import SupervisorConfig
+from dora_state.runtime.supervisor import Supervisor
 
 
 def say(**fields: object) -> None:

@@ -20,9 +20,12 @@ from typing import Any
 
 from dora_state._core import USER, Store
 from dora_state.runtime import step
+from dora_state.runtime.config import SupervisorConfig
+from dora_state.runtime.machine import Machine
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
-from dora_state.runtime.supervisor import Outcome, Supervisor, SupervisorConfig
+from dora_state.runtime.stopping import Outcome
+from dora_state.runtime.supervisor import Supervisor
 
 PATIENCE_S = 60.0  # far more than anything takes; only a bug waits this long
 
@@ -110,6 +113,11 @@ class Hosted:
         with self._changed:
             self.statuses.append(status)
             self._changed.notify_all()
+
+    @property
+    def machine(self) -> Machine:
+        """For tests that look inside."""
+        return self.supervisor._machine
 
     # What tests do
 

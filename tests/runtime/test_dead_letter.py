@@ -189,7 +189,7 @@ def test_a_replay_that_was_committed_by_a_host_that_died_is_not_replayed_again(h
     first.send(0, 1, 2)
     first.wait_outputs(2)
     (tmp_path / "trouble").unlink()
-    first.supervisor._letters.tidy = lambda: None  # ... leaves the mark
+    first.machine.letters.tidy = lambda: None  # ... leaves the mark
     ask(first, "replay", 2)
     first.wait_outputs(3)
     first.finish()
@@ -280,7 +280,7 @@ def test_a_full_disk_keeps_the_event(host, tmp_path, monkeypatch, caplog):
     def full(*args: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(hosted.supervisor._letters, "bury", full)
+    monkeypatch.setattr(hosted.machine.letters, "bury", full)
     hosted.send(0, 1, 2)
     hosted.wait(lambda: hosted.statuses[-1]["state"] == "degraded")
     (tmp_path / "trouble").unlink()

@@ -117,7 +117,7 @@ def test_an_event_that_hangs_each_time_is_a_dead_letter(host):
 def test_an_operator_that_waits_for_events_does_not_hang(host):
     policy = RestartPolicy(restart_delay=0.0, event_deadline=0.001, kill_hung=["event"])
     hosted = host(policy=policy).start()
-    assert hosted.supervisor._hang.due is None
+    assert hosted.machine.hang.due is None
     kill(hosted.wait_running()["worker_pid"])
     hosted.wait(lambda: hosted.statuses[-1]["restart_ms"])
-    assert hosted.supervisor._hang.due is None
+    assert hosted.machine.hang.due is None

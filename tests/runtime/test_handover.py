@@ -65,7 +65,7 @@ def test_a_restart_does_not_wait_for_the_interpreter_lock(host, tmp_path):
 def arm_is_due(hosted: Hosted) -> None:
     """Wait until the spare that is there is the one that the lifeline would start."""
     hosted.supervisor.wake()
-    wait_until(lambda: hosted.supervisor._handover._spare is not None)
+    wait_until(lambda: hosted.machine.succession._handover._spare is not None)
 
 
 class Gate:
@@ -88,7 +88,7 @@ def test_a_successor_of_one_that_held_nothing_is_built_before_that_is_gone(host,
     hosted.start()
     hosted.send(0)
     hosted.wait_outputs(1)
-    wait_until(lambda: hosted.supervisor._current.holds is not None)
+    wait_until(lambda: hosted.machine.succession.current.holds is not None)
     kill(hosted.wait_running()["worker_pid"])
     hosted.wait_running(incarnation=2)
     hosted.send(1)
@@ -138,12 +138,14 @@ def test_a_successor_of_one_that_held_a_socket_waits_also_when_its_end_is_slow(h
     hosted.start()
     hosted.send(0)
     hosted.wait_outputs(1)
-    wait_until(lambda: hosted.supervisor._current.holds is not None)
+    wait_until(lambda: hosted.machine.succession.current.holds is not None)
     kill(hosted.wait_running()["worker_pid"])
-    wait_until(lambda: hosted.supervisor.restarts == 1 and hosted.supervisor._current)
+    wait_until(lambda: hosted.supervisor.restarts == 1 and hosted.machine.succession.current)
     hosted.send(1)
-    wait_until(lambda: hosted.supervisor._current is not None)  # a moment after it was counted
-    assert not hosted.supervisor._current.was_started
+    wait_until(
+        lambda: hosted.machine.succession.current is not None
+    )  # a moment after it was counted
+    assert not hosted.machine.succession.current.was_started
     assert len(hosted.outputs) == 1
     gate.opened.set()
     assert hosted.wait_outputs(2) == ledger(2)
@@ -182,13 +184,15 @@ def test_an_init_that_fails_beside_its_predecessor_is_retried_and_not_charged(
     gate = Gate(hosted)
     hosted.start()
     hosted.wait_running()
-    wait_until(lambda: hosted.supervisor._current.holds is not None)
+    wait_until(lambda: hosted.machine.succession.current.holds is not None)
     kill(hosted.wait_running()["worker_pid"])  # charged: it has committed nothing
-    wait_until(lambda: hosted.supervisor.restarts == 2 and hosted.supervisor._current)
+    wait_until(lambda: hosted.supervisor.restarts == 2 and hosted.machine.succession.current)
     assert lives.read_text() == "xx"
-    assert len(hosted.supervisor._history.charges) == 1
-    wait_until(lambda: hosted.supervisor._current is not None)  # a moment after it was counted
-    assert not hosted.supervisor._current.was_started  # it waits now
+    assert len(hosted.machine.verdict.history.charges) == 1
+    wait_until(
+        lambda: hosted.machine.succession.current is not None
+    )  # a moment after it was counted
+    assert not hosted.machine.succession.current.was_started  # it waits now
     gate.opened.set()
     hosted.send(0)
     assert hosted.wait_outputs(1) == ledger(1)

@@ -197,7 +197,7 @@ def test_slots_come_back_from_both_sides(host):
         hosted.outputs[number] = None
     submit(hosted, pa.array([1]))  # tells of the last ones
     hosted.wait(lambda: len(hosted.outputs) == 31)
-    worker = hosted.supervisor._current
+    worker = hosted.machine.succession.current
     assert worker.channel.sharing._lent == {}
     arena = hosted.supervisor._memory._arena
     whole = arena.make(slots.ARENA_BYTES)

@@ -109,14 +109,14 @@ def test_what_a_dead_worker_said_is_read_to_the_end(host):
         kill="after-commit@1",
         immediate=frozenset({"now"}),
     ).start()
-    take = hosted.supervisor._send
+    take = hosted.machine.delivery._send
 
     def wait_for_death(output: Output) -> None:
         if output.id == "now":
             assert wait_gone(int(bytes(output.value)))
         take(output)
 
-    hosted.supervisor._send = wait_for_death
+    hosted.machine.delivery._send = wait_for_death
     hosted.send(0)
     hosted.finish()
     assert hosted.texts[1:] == [str(n) * 20_000 for n in range(6)]
@@ -145,7 +145,7 @@ def test_the_record_is_read_behind_a_fence_for_the_dead_worker(host):
     """Without the fence a lock-free read could miss a commit that repair then completes."""
     hosted = host(standby="off").start()
     incarnation = hosted.wait_running()["incarnation"]
-    store = hosted.supervisor._store = Recording(hosted.supervisor._store)
+    store = hosted.machine.store = Recording(hosted.machine.store)
     kill(hosted.statuses[-1]["worker_pid"])
     hosted.wait_running(incarnation + 1)
     hosted.finish()

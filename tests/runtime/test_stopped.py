@@ -25,7 +25,7 @@ WAITS = LEDGER.replace(
 def in_the_loop(hosted: Hosted, function) -> None:
     """Call something in the supervisor's thread."""
     done = threading.Event()
-    original = hosted.supervisor._on_wake
+    original = hosted.supervisor._waker._on_wake
 
     def call() -> None:
         original()
@@ -33,7 +33,7 @@ def in_the_loop(hosted: Hosted, function) -> None:
             function()
             done.set()
 
-    poller, reader = hosted.supervisor._poller, hosted.supervisor._wake_reader
+    poller, reader = hosted.supervisor._poller, hosted.supervisor._waker._reader
     poller._calls[reader.fileno()] = call
     hosted.supervisor.wake()
     assert done.wait(PATIENCE_S)
@@ -53,7 +53,7 @@ def test_a_stale_incarnation_that_is_resumed_can_neither_commit_nor_send(host, t
     hosted = host(source).start()
     hosted.send(0, 1)
     wait_file(busy)
-    stale = hosted.supervisor._current
+    stale = hosted.machine.succession.current
     hosted.supervisor.workers.kill = lambda each: None
     kill(stale.pid, signal.SIGSTOP)
     in_the_loop(hosted, lambda: hosted.supervisor.workers.end(stale))

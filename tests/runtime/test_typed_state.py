@@ -105,7 +105,7 @@ def test_an_event_writes_only_the_keys_that_it_changed(host):
                 return 0
         """
     ).start()
-    store = hosted.supervisor._store
+    store = hosted.machine.store
     after = store.stats()["sequence"]
     hosted.send(*range(3))
     hosted.wait_outputs(3)

@@ -3,7 +3,7 @@
 The commit record is a key in the store's RUNTIME keyspace, which no user key can collide with,
 written in the same frame as the saves. After the death of a worker it is the only thing that
 decides whether the event counts as handled, and it is only believed after `Store.fence` (see
-supervisor.py).
+delivery.py).
 
     key     "step"
     offset  size  what

@@ -1,0 +1,55 @@
+"""Wakes the loop from any thread, and from signal handlers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+
+from dora_state.runtime.poller import READ, Poller
+
+
+class Waker:
+    """The loop turns here: while it works, waking it costs no system call.
+
+    Each turn says that it sleeps before it looks whether it was woken, and who wakes says so before
+    looking whether it sleeps: one of the two always sees the other.
+    """
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._woken = False
+        self._sleeps = False
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        poller.register(self._reader, READ, self._on_wake)
+
+    def __del__(self) -> None:
+        # Not at the loop's end: another thread may be in wake(), and would then write to whatever
+        # gets the number next.
+        self._reader.close()
+        self._writer.close()
+
+    def wake(self) -> None:
+        self._woken = True
+        if not self._sleeps:
+            return  # it looks before it sleeps
+        with contextlib.suppress(BlockingIOError):  # it is awake already
+            self._writer.send(b"\0")
+
+    def fileno(self) -> int:
+        """What is written here wakes the loop too."""
+        return self._writer.fileno()
+
+    def turn(self, timeout: Callable[[], float | None]) -> None:
+        """Wait for the poller's descriptors, not at all if the loop was woken since the last turn."""
+        self._sleeps = not self._woken
+        if self._woken:  # after `_sleeps` is set: who wakes us from now on writes to the socket
+            self._sleeps = self._woken = False
+        self._poller.turn(timeout() if self._sleeps else 0)
+        self._sleeps = False
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._reader.recv(4096)
