@@ -23,7 +23,9 @@ UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1, "ns"))
 def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
+        # A native traceback: pytest's own reads the source, and has failed at that itself.
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=native"]
+        command += ["-p", "no:cacheprovider", "-o", "addopts="]
         settings = ["--benchmark-json", report, "--benchmark-save-data", "--benchmark-quiet"]
         if "--quick" not in arguments:
             settings.append("--full")
