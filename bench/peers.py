@@ -148,7 +148,7 @@ class LmdbHeld(Lmdb):
 class Mdbx(Peer):
     name = "libmdbx"
     settings = (
-        "WRITEMAP, UTTERLY_NOSYNC, a sync for each 64 MiB, because it reuses no page before one; durable: SYNC_DURABLE. "
+        "WRITEMAP, UTTERLY_NOSYNC, a sync for each 64 MiB, because it reuses no page before; durable: SYNC_DURABLE. "
         "Much of its time is its binding, which uses ctypes"
     )
     module = "mdbx"

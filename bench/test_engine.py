@@ -170,7 +170,7 @@ def put_tail(bench: Bench, kind: type[Peer]) -> None:
     """Each put timed by itself, with whatever the peer does meanwhile; the clock's own 40 ns are in it."""
     put, keys = bench.peer(kind, "hot").put, hot_keys(kind)
     passes = bench.sized(20 if kind.name in SLOW else 200, 2)
-    # Made before: a list of integers that grows takes a page fault for every hundred puts, and they would count as tails.
+    # Made before: a list that grows takes a page fault for every hundred puts, which would count as tails.
     times = array("q", bytes(8 * passes * len(keys)))
 
     def tail() -> None:
