@@ -43,6 +43,8 @@ TESTS = [
     "test_open",
     "test_damage",
     "test_changes",
+    "test_wait",
+    "test_spare",
     "test_sync",
     "test_sigbus",
     "test_repair",
@@ -56,6 +58,7 @@ TESTS = [
     "power_loss 4000 1",
     "bit_flips 1 30 100000",
 ]
+FAULTY = ["test_spare"]  # in tests/c/faults, and so linked with an engine whose system calls fail on demand
 
 
 @dataclass(frozen=True)
@@ -477,6 +480,73 @@ MUTANTS = [
             "           atomic_load_explicit(&segments->writing, memory_order_seq_cst) == 0;",
             "           segments->writing <= 1;",
         ),
+    ),
+    # ---- waiting: a waiter that looks again each second hides these from whoever is patient ---------
+    mutant(
+        "wake-forgotten",
+        "wait.c",
+        "who waits for a key learns of a commit a second late",
+        ("            wake(word_of(control, plans[i].hash));", "            (void)word_of;"),
+    ),
+    mutant(
+        "wake-of-prefixes-forgotten",
+        "wait.c",
+        "who waits for a prefix learns of a commit a second late",
+        (
+            "            wake(word_of(control, plans[i].hash));\n    wake(&control->wake_prefix);",
+            "            wake(word_of(control, plans[i].hash));",
+        ),
+    ),
+    mutant(
+        "wake-does-not-move-the-word",
+        "wait.c",
+        "a commit between the look and the sleep wakes nobody",
+        ("    atomic_fetch_add_explicit(word, 1, memory_order_relaxed);\n", ""),
+    ),
+    mutant(
+        "waiter-looks-before-it-is-seen",
+        "wait.c",
+        "a commit between the look and the sleep wakes nobody",
+        ("        uint32_t seen = can_sleep ? atomic_fetch_or_explicit(word, 1, memory_order_seq_cst) | 1 : 0;\n", ""),
+        (
+            "        if (can_sleep)\n",
+            "        uint32_t seen = can_sleep ? atomic_fetch_or_explicit(word, 1, memory_order_seq_cst) | 1 : 0;\n"
+            "        if (can_sleep)\n",
+        ),
+    ),
+    # ---- the next segment, made ahead -------------------------------------------------------------
+    mutant(
+        "spare-replaces-what-is-there",
+        "spare.c",
+        "whoever finds the name of the next segment taken goes on without a segment",
+        (
+            "                ds__os_link_unnamed(&store->directory, spare->fd, name) == DS_OK;",
+            "                (ds__os_link_unnamed(&store->directory, spare->fd, name), true);",
+        ),
+    ),
+    mutant(
+        "spare-with-a-header-of-another-size",
+        "spare.c",
+        "a segment's header says another size than its file has",
+        ("        header->size = size;\n", ""),
+    ),
+    mutant(
+        "spare-kept-on-a-full-disk",
+        "spare.c",
+        "what nobody needs is in the way of deletes and of compaction",
+        ("    atomic_store_explicit(&store->no_spares, true, memory_order_seq_cst);\n", ""),
+    ),
+    mutant(
+        "spare-far-too-large-is-taken",
+        "spare.c",
+        "a small store keeps the segments of a large one",
+        ("size >= header->size && size / 2 <= header->size;", "size >= header->size;"),
+    ),
+    mutant(
+        "spare-leaks-its-descriptor",
+        "spare.c",
+        "each segment costs a descriptor",
+        ("    ds__os_close(spare->fd);\n", ""),
     ),
     # ---- checksums -----------------------------------------------------------------------------
     mutant(
@@ -961,6 +1031,15 @@ NOTICED_BY: dict[str, str] = {
     "expiry-believed-unchecked": "test_expiry a_flipped_bit_in_an_expiry_is_found",
     "conditional-put-ignores-expiry": "test_expiry an_expired_key_is_missing_everywhere",
     "search-from-the-last-mapped": "test_races a_reader_that_fell_behind_finds_the_log_again",
+    "wake-forgotten": "test_wait a_commit_while_somebody_sleeps",
+    "wake-of-prefixes-forgotten": "test_wait a_commit_while_somebody_sleeps",
+    "wake-does-not-move-the-word": "test_wait a_commit_between_the_look_and_the_sleep",
+    "waiter-looks-before-it-is-seen": "test_wait a_commit_between_the_look_and_the_sleep",
+    "spare-replaces-what-is-there": "test_spare its_name_may_be_taken",
+    "spare-with-a-header-of-another-size": "test_spare it_becomes_the_next_segment",
+    "spare-kept-on-a-full-disk": "test_spare there_is_none_after_the_disk_was_full",
+    "spare-far-too-large-is-taken": "test_spare one_that_is_far_too_large_is_given_back",
+    "spare-leaks-its-descriptor": "test_spare it_becomes_the_next_segment",
     "record-hash-skipped": "test_repair every_intact_commit_is_kept",
     "frame-crc-skipped": "test_damage frames_of_another_history_are_not_accepted",
     "predecessor-not-in-the-crc": "test_damage frames_of_another_history_are_not_accepted",
@@ -1097,9 +1176,10 @@ class Bench:
         """The test, by the name of the case that failed, and what it says; None if it is content."""
         program, *arguments = test.split()
         self.make(chosen, "cmake", "--build", self.build, "--target", program)
-        code, output = self.command(
-            self.build / "tests" / "c" / program, *arguments, limit=TEST_LIMIT_S
-        )
+        folder = self.build / "tests" / "c"
+        if program in FAULTY:
+            folder /= "faults"
+        code, output = self.command(folder / program, *arguments, limit=TEST_LIMIT_S)
         if code == 0:
             return None
         failed = [line.split()[1] for line in output.splitlines() if line.startswith("FAIL ")]

@@ -133,6 +133,23 @@ static void its_name_may_be_taken(const char *path) {
     reopen_and_check(store, path, keys);
 }
 
+/* It would be in the way of deletes and of compaction. */
+static void there_is_none_after_the_disk_was_full(const char *path) {
+    ds_store *store = open_with_spare(path, SIZE);
+    CHECK(store->spare != NULL);
+    char *big = calloc(1, 4 * DS_SEGMENT_MIN);
+    CHECK(big);
+    ds__os_fault_arm(1, ENOSPC, true);
+    CHECK_IS(ds_put(store, DS_USER, "big", 3, big, 4 * DS_SEGMENT_MIN, NULL), DS_FULL);
+    ds__os_fault_arm(0, 0, false);
+    free(big);
+    CHECK(store->spare == NULL);
+    ds__spare_want(store, SIZE);
+    ds__spare_make(store);
+    CHECK(store->spare == NULL);
+    reopen_and_check(store, path, fill(store, 0));
+}
+
 /* Each call of making and of taking one, failing alone and with all that follow until the segment would be there. */
 static void it_is_not_missed_when_a_call_fails(const char *path) {
     unsigned descriptors = entries("/proc/self/fd"), made = 0;
@@ -163,6 +180,7 @@ int main(int argc, char **argv) {
         TEST(one_that_is_too_small_is_given_back),
         TEST(one_that_is_far_too_large_is_given_back),
         TEST(its_name_may_be_taken),
+        TEST(there_is_none_after_the_disk_was_full),
         TEST(it_is_not_missed_when_a_call_fails),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));

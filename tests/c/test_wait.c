@@ -1,0 +1,159 @@
+/* No wake is lost (csrc/wait.c). A waiter looks again each second, which would hide one that is: so here it does not. The
+ * commit comes exactly where it is easiest to miss (ld --wrap), and then at any time, between two processes. */
+#include <errno.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "os.h"
+#include "store.h"
+#include "store_help.h"
+
+enum { ROUNDS = 20000, LOST_S = 30 };
+
+static ds_store *writer;         /* another handle of the same store */
+static const char *written;      /* the key that it is about to put, once */
+static unsigned looks_until_put; /* at which reading of the clock: the second lies between the look and the sleep */
+static bool put_asleep, sleeps_for_real;
+static unsigned sleeps, wakes;
+
+static void put_once(void) {
+    const char *key = written;
+    written = NULL;
+    if (key)
+        put(writer, key, "new");
+}
+
+uint64_t __real_ds__os_now_ns(void);
+uint64_t __wrap_ds__os_now_ns(void);
+uint64_t __wrap_ds__os_now_ns(void) {
+    if (looks_until_put > 0 && --looks_until_put == 0)
+        put_once();
+    return __real_ds__os_now_ns();
+}
+
+void __real_ds__os_futex_wake(_Atomic uint32_t *word);
+void __wrap_ds__os_futex_wake(_Atomic uint32_t *word);
+void __wrap_ds__os_futex_wake(_Atomic uint32_t *word) {
+    wakes++;
+    __real_ds__os_futex_wake(word);
+}
+
+void __wrap_ds__os_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns);
+void __wrap_ds__os_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns) {
+    (void)timeout_ns;
+    if (sleeps_for_real) {
+        struct timespec limit = {LOST_S, 0};
+        long woken = syscall(SYS_futex, word, FUTEX_WAIT, value, &limit, NULL, 0);
+        CHECK(woken == 0 || errno != ETIMEDOUT);
+        return;
+    }
+    sleeps++;
+    if (put_asleep) {
+        unsigned before = wakes;
+        put_once();
+        CHECK_EQ(wakes, before + 1); /* who sleeps here is woken */
+    }
+    CHECK(*word != value); /* or who is about to sleep does not */
+}
+
+/* The wait that is begun here sees the commit that comes during it, and nobody has to look again for that. */
+static void expect_seen(ds_store *store, const char *key, bool prefix) {
+    uint64_t seen = 0, after = put(writer, "pose/x", "old"); /* no word says any more that somebody sleeps */
+    sleeps = 0;
+    CHECK_OK(ds_wait(store, DS_USER, key, strlen(key), prefix, after, 60000, &seen));
+    CHECK_EQ(seen, after + 1);
+    CHECK_EQ(sleeps, 1);
+}
+
+static void a_commit_between_the_look_and_the_sleep(const char *dir) {
+    ds_store *store = open_store(dir);
+    writer = open_store(dir);
+    for (int i = 0; i < 3; i++) {
+        written = "pose/x", looks_until_put = 2;
+        expect_seen(store, "pose/x", false);
+        written = "pose/x", looks_until_put = 2;
+        expect_seen(store, "pose/", true);
+    }
+    CHECK_OK(ds_close(writer));
+    CHECK_OK(ds_close(store));
+}
+
+static void a_commit_while_somebody_sleeps(const char *dir) {
+    ds_store *store = open_store(dir);
+    writer = open_store(dir);
+    put_asleep = true;
+    for (int i = 0; i < 3; i++) {
+        written = "pose/x";
+        expect_seen(store, "pose/x", false);
+        written = "pose/x";
+        expect_seen(store, "pose/", true);
+    }
+    CHECK_OK(ds_close(writer));
+    CHECK_OK(ds_close(store));
+}
+
+static void nobody_is_woken_where_nobody_sleeps(const char *dir) {
+    writer = open_store(dir);
+    for (int i = 0; i < 100; i++)
+        put(writer, "pose/x", "new");
+    CHECK_EQ(wakes, 0);
+    CHECK_OK(ds_close(writer));
+}
+
+/* ---- at any time ------------------------------------------------------------------------------------------------- */
+
+struct side {
+    const char *dir, *mine, *theirs;
+    bool prefix;
+};
+
+static void play(const struct side *side) {
+    sleeps_for_real = true;
+    ds_store *store = open_store(side->dir);
+    uint64_t seen = 0;
+    bool first = side->mine[1] == 'i';
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        if (first)
+            put(store, side->mine, "x");
+        size_t size = side->prefix ? 2 : 4;
+        CHECK_OK(ds_wait(store, DS_USER, side->theirs, size, side->prefix, seen, -1, &seen));
+        if (!first)
+            put(store, side->mine, "x");
+    }
+    CHECK_OK(ds_close(store));
+}
+
+static void other_side(void *argument) {
+    play(argument);
+}
+
+static void play_both(const char *dir, bool prefix) {
+    CHECK_OK(ds_close(open_store(dir)));
+    struct side ping = {dir, "ping", "pong", prefix}, pong = {dir, "pong", "ping", prefix};
+    pid_t other = check_spawn(other_side, &pong);
+    play(&ping);
+    check_join(other);
+}
+
+static void two_processes_miss_nothing_of_a_key(const char *dir) {
+    play_both(dir, false);
+}
+
+static void two_processes_miss_nothing_of_a_prefix(const char *dir) {
+    play_both(dir, true);
+}
+
+int main(int argc, char **argv) {
+    static const check_test tests[] = {
+        TEST(a_commit_between_the_look_and_the_sleep), TEST(a_commit_while_somebody_sleeps),
+        TEST(nobody_is_woken_where_nobody_sleeps),     TEST(two_processes_miss_nothing_of_a_key),
+        TEST(two_processes_miss_nothing_of_a_prefix),
+    };
+    return check_main(argc, argv, tests, CHECK_COUNT(tests));
+}
