@@ -58,7 +58,9 @@ TESTS = [
     "power_loss 4000 1",
     "bit_flips 1 30 100000",
 ]
-FAULTY = ["test_spare"]  # in tests/c/faults, and so linked with an engine whose system calls fail on demand
+FAULTY = [
+    "test_spare"
+]  # in tests/c/faults, and so linked with an engine whose system calls fail on demand
 
 
 @dataclass(frozen=True)
@@ -507,7 +509,10 @@ MUTANTS = [
         "waiter-looks-before-it-is-seen",
         "wait.c",
         "a commit between the look and the sleep wakes nobody",
-        ("        uint32_t seen = can_sleep ? atomic_fetch_or_explicit(word, 1, memory_order_seq_cst) | 1 : 0;\n", ""),
+        (
+            "        uint32_t seen = can_sleep ? atomic_fetch_or_explicit(word, 1, memory_order_seq_cst) | 1 : 0;\n",
+            "",
+        ),
         (
             "        if (can_sleep)\n",
             "        uint32_t seen = can_sleep ? atomic_fetch_or_explicit(word, 1, memory_order_seq_cst) | 1 : 0;\n"
