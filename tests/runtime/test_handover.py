@@ -243,3 +243,49 @@ def test_what_only_one_process_may_hold_is_seen(tmp_path):
 )
 def test_devices_and_sockets_are_exclusive(name, exclusive):
     assert holdings._is_exclusive(name) == exclusive
+
+
+SAYS_STOP = LEDGER.replace(
+    "            return 0",
+    """            elif event["type"] == "STOP":
+                send_output("sum", b"stop %d" % self.count)
+            return 0""",
+)
+
+
+class DiesAtStop:
+    """The worker dies, and its lifeline starts the spare, while the loop is about to hand out STOP."""
+
+    def __init__(self, hosted: Hosted) -> None:
+        self._succession = hosted.machine.succession
+        self._give = self._succession.give
+        self.was_restarted = False
+        self._succession.give = self._on_give
+
+    def _on_give(self, event: object) -> bool:
+        dead = self._succession.current
+        if event.type == "STOP" and not self.was_restarted:
+            kill(dead.pid)
+            wait_until(lambda: dead.lifeline.died)
+            done = self._give(event)
+            self.was_restarted = self._succession.current is not dead
+            return done
+        return self._give(event)
+
+
+@pytest.mark.parametrize("behind", [0, 2])
+def test_a_stop_is_not_lost_when_its_worker_dies_as_it_is_handed_out(host, behind):
+    hosted = host(SAYS_STOP)
+    hosted.start()
+    hosted.wait_spare()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    arm_is_due(hosted)
+    dies = DiesAtStop(hosted)
+    hosted.send(b"", type="STOP")
+    hosted.send(*range(1, 1 + behind))  # what comes behind it must not overtake it
+    outcome = hosted.wait_end()
+    assert dies.was_restarted
+    assert hosted.texts == ["0 1 0", "stop 1"]
+    assert outcome.clean == (behind == 0)
+    assert hosted.state()["count"] == b"1"

@@ -45,7 +45,8 @@ class Delivery:
         self._immediate = immediate
         self._number = 0  # of the last event handed out for the first time
         self.event: Event | None = None  # with the worker
-        self.replay: Event | None = None  # comes before what is in the input
+        self.replay: Event | None = None  # to be handed out again; comes before all others
+        self._drawn: Event | None = None  # from the input, not handed out yet
         self._held: list[Output] = []
 
     def open(self, store: Store) -> None:
@@ -55,7 +56,7 @@ class Delivery:
 
     @property
     def waiting(self) -> int:
-        return len(self._input) + (self.replay is not None)
+        return len(self._input) + (self.replay is not None) + (self._drawn is not None)
 
     @property
     def is_all_handled(self) -> bool:
@@ -68,20 +69,24 @@ class Delivery:
 
     # Handing out
 
-    def take(self) -> Event | None:
-        """The next event, with its number. To be handed out, or put back."""
-        event = self.replay or self._input.take()
-        self.replay = None
-        if event is not None and event.number == 0:
-            self._number += 1
-            event.number = self._number
-        return event
-
-    def put_back(self, event: Event) -> None:
-        self.replay = event
+    def next(self) -> Event | None:
+        """The next event, with its number. It stays the next one until it is handed out."""
+        if self.replay is not None:
+            return self.replay
+        if self._drawn is None:
+            self._drawn = self._input.take()
+            if self._drawn is not None:
+                self._number += 1
+                self._drawn.number = self._number
+        return self._drawn
 
     def hand_out(self, event: Event, to: Worker) -> None:
+        """`event` is the next one."""
         self.event = event
+        if event is self.replay:
+            self.replay = None
+        else:
+            self._drawn = None
         with contextlib.suppress(OSError):  # it is dying; its lifeline will tell
             event.send(to.channel)
         killpoint.reach("after-hand-out", event.number)

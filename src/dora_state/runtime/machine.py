@@ -218,13 +218,14 @@ class Machine:
             return
         if self.delivery.event is not None or not self._can_send():
             return
-        event = self.delivery.take()
+        event = self.delivery.next()
         if event is None:
             return
         killpoint.reach("hand-out", event.number)
         if not self.succession.give(event):
-            self.delivery.put_back(event)
             return
+        if current is not self.succession.current:
+            return  # it died meanwhile: its successor was given what was next, in a call of this within
         if current.is_ready:
             self.hang.begin(current, "event")
         self.delivery.hand_out(event, current)
