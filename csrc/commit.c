@@ -188,7 +188,7 @@ static ds_status resolve(ds_store *store, const struct ds_index *index, const ds
         plan->write = false;
     if (change->ttl_ns != 0) {
         plan->op |= DS_RECORD_EXPIRES;
-        ds__expiry_make(clock_of(store, now), change->ttl_ns, &plan->expiry);
+        ds__expiry_make(store->control, clock_of(store, now), change->ttl_ns, &plan->expiry);
     }
     uint64_t value_size;
     (void)ds__logged_value(change, plan, &value_size);

@@ -7,6 +7,8 @@
  *   From boot to boot it goes on from the latest expiring record, which carries the clock's reading and by how much
  *   the wall clock was ahead then: plus what the wall clock has advanced since, or plus nothing where that says
  *   that it is earlier now. A store in which nothing expires yet begins with the wall clock.
+ *   What is not exact here makes the clock of the next boot go ahead, never back: the difference is rounded down, and of two
+ *   clocks the one is read first that has it so. A process may be stopped for long between the two.
  *
  * Expired is a fact of the record and the clock alone, so it needs no writer. It is final: a record that one reader has
  * found expired is so for all who look later. What a reader must not do is to read the clock after the slot: between the two
@@ -23,8 +25,8 @@ enum {
 /* ---- the clock ------------------------------------------------------------------------------------------------- */
 
 void ds__clock_start(struct ds_control *control, const struct ds_expiry *latest) {
+    control->clock_boot_ns = ds__os_boot_ns(); /* first, see above */
     uint64_t wall = ds__os_wall_ns();
-    control->clock_boot_ns = ds__os_boot_ns();
     control->clock_ns = wall;
     if (latest->written == 0)
         return;
@@ -36,8 +38,15 @@ uint64_t ds__clock_now(const struct ds_control *control) {
     return control->clock_ns + (ds__os_boot_ns() - control->clock_boot_ns);
 }
 
-void ds__expiry_make(uint64_t now, uint64_t ttl_ns, struct ds_expiry *out) {
-    int64_t ahead_s = ((int64_t)(ds__os_wall_ns() - now) + NS_PER_S - 1) / NS_PER_S;
+/* By how many seconds the wall clock is ahead, rounded down. */
+static int64_t wall_ahead_s(const struct ds_control *control) {
+    uint64_t wall = ds__os_wall_ns(); /* first, see above */
+    int64_t ahead = (int64_t)(wall - ds__clock_now(control)), below = ahead % NS_PER_S < 0;
+    return ahead / NS_PER_S - below;
+}
+
+void ds__expiry_make(const struct ds_control *control, uint64_t now, uint64_t ttl_ns, struct ds_expiry *out) {
+    int64_t ahead_s = wall_ahead_s(control);
     if (ahead_s > INT32_MAX || ahead_s < INT32_MIN) /* 68 years: one of the two clocks knows nothing */
         ahead_s = ahead_s < 0 ? INT32_MIN : INT32_MAX;
     *out = (struct ds_expiry){.deadline = now + ttl_ns, .written = now, .wall_ahead_s = (int32_t)ahead_s};

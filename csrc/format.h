@@ -144,7 +144,7 @@ static inline const unsigned char *ds__record_value(const struct ds_record *reco
 struct ds_expiry {
     uint64_t deadline;    /* from here on the key is missing */
     uint64_t written;     /* when the commit was made */
-    int32_t wall_ahead_s; /* by how much the wall clock was ahead of the store's then, rounded up */
+    int32_t wall_ahead_s; /* by how much the wall clock was ahead of the store's then, rounded down */
     uint32_t crc; /* CRC-32C of the 20 bytes before it, seeded with ~0: a large value is not hashed on every read */
 };
 static_assert(sizeof(struct ds_expiry) == 24, "expiry layout");

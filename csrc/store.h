@@ -118,7 +118,7 @@ void ds__enter_writing(ds_store *store);
 void ds__clock_start(struct ds_control *control, const struct ds_expiry *latest);
 /* The store's clock, in ns. */
 uint64_t ds__clock_now(const struct ds_control *control);
-void ds__expiry_make(uint64_t now, uint64_t ttl_ns, struct ds_expiry *out);
+void ds__expiry_make(const struct ds_control *control, uint64_t now, uint64_t ttl_ns, struct ds_expiry *out);
 /* Of a record that expires and was checked. */
 struct ds_expiry ds__record_expiry(const struct ds_record *record);
 /* Is the deadline of a record that expires past? Checks what it looks at. */

@@ -421,6 +421,23 @@ MUTANTS = [
         (" - (int64_t)latest->wall_ahead_s * NS_PER_S;", ";"),
     ),
     mutant(
+        "wall-ahead-rounded-up",
+        "expiry.c",
+        "what expired in the last second before a reboot comes back",
+        ("    return ahead / NS_PER_S - below;", "    return ahead / NS_PER_S - below + 1;"),
+    ),
+    mutant(
+        "boot-clock-read-after-the-wall-clock",
+        "expiry.c",
+        "an opener that is stopped between two clocks turns the store's clock back",
+        (
+            "    control->clock_boot_ns = ds__os_boot_ns(); /* first, see above */\n"
+            "    uint64_t wall = ds__os_wall_ns();\n",
+            "    uint64_t wall = ds__os_wall_ns();\n"
+            "    control->clock_boot_ns = ds__os_boot_ns();\n",
+        ),
+    ),
+    mutant(
         "expiry-not-moved",
         "compaction.c",
         "a key that compaction has moved has lost its deadline",
@@ -1028,6 +1045,8 @@ NOTICED_BY: dict[str, str] = {
     "clock-is-the-wall-clock": "test_expiry the_wall_clock_may_jump_meanwhile",
     "clock-starts-with-the-wall-clock": "test_expiry a_reboot_with_an_earlier_wall_clock_goes_on_too",
     "time-that-is-set-counts-as-passed": "test_expiry a_wall_clock_that_is_set_late_kills_nothing",
+    "wall-ahead-rounded-up": "test_expiry what_has_expired_stays_so_after_a_reboot",
+    "boot-clock-read-after-the-wall-clock": "test_expiry a_stop_between_two_clocks_brings_nothing_back",
     "expiry-not-moved": "test_expiry a_large_value_expires_too",
     "expired-slot-kept": "test_expiry what_is_counted_is_what_is_there",
     "expired-never-reclaimed": "test_expiry compaction_reclaims_what_has_expired",

@@ -330,6 +330,71 @@ static void without_its_control_page_the_clock_comes_from_the_log(const char *di
     CHECK_OK(ds_close(store));
 }
 
+/* ---- never back ----------------------------------------------------------------------------------------------------- */
+
+static void shift_wall(int64_t ns) {
+    ds__os_clock_shift(boot_s * (int64_t)SECOND, wall_s * (int64_t)SECOND + ns);
+}
+
+/* The difference of the two clocks is no whole number of seconds, ahead or behind. */
+static void what_has_expired_stays_so_after_a_reboot(const char *dir) {
+    static const int64_t differences[] = {0,          1,          400000000,  999999999,  -1,
+                                          -400000000, -999999999, 5400000000, -5400000000};
+    for (size_t i = 0; i < CHECK_COUNT(differences); i++) {
+        int64_t ns = differences[i];
+        char *path = check_format("%s/%zu", dir, i);
+        reboot(0, 0);
+        ds_store *store = open_store(path);
+        shift_wall(ns);
+        put_for(store, "a", "1", 10);
+        put_for(store, "b", "1", 12);
+        boot_s += 10;
+        wall_s += 10;
+        shift_wall(ns);
+        CHECK_EQ(present(store, "a", "b"), 2);
+        CHECK_OK(ds_close(store));
+        reboot(0, 0);
+        shift_wall(ns + 10000000); /* 10 ms later */
+        store = open_store(path);
+        CHECK_EQ(present(store, "a", "b"), 2); /* not back, and at most a second early */
+        CHECK_OK(ds_close(store));
+        free(path);
+    }
+}
+
+static void stop_for_a_while(ds_store *store) {
+    (void)store;
+    pass(5);
+}
+
+static void stop_at_the_next_reading(ds_store *store) {
+    while_the_clock_is_read(store, stop_for_a_while);
+}
+
+/* Between its readings of two clocks a process may be stopped, as for a debugger. */
+static void a_stop_between_two_clocks_brings_nothing_back(const char *dir) {
+    reboot(0, 0);
+    ds_store *store = open_store(dir);
+    while_the_clock_is_read(store, stop_at_the_next_reading);
+    put_for(store, "a", "1", 10);
+    CHECK(meanwhile == NULL);
+    pass(5);
+    CHECK_EQ(present(store, "a", "a"), 0);
+    CHECK_OK(ds_close(store));
+    reboot(0, 0);
+    store = open_store(dir);
+    CHECK_EQ(present(store, "a", "a"), 0);
+    put_for(store, "b", "1", 10);
+    pass(4);
+    CHECK_OK(ds_close(store));
+    reboot(0, 0);
+    while_the_clock_is_read(NULL, stop_for_a_while);
+    store = open_store(dir);
+    pass(1);
+    CHECK_EQ(present(store, "a", "b"), 0);
+    CHECK_OK(ds_close(store));
+}
+
 /* ---- compaction ----------------------------------------------------------------------------------------------------- */
 
 static void compaction_reclaims_what_has_expired(const char *dir) {
@@ -592,6 +657,8 @@ int main(int argc, char **argv) {
         TEST(a_reboot_with_an_earlier_wall_clock_goes_on_too),
         TEST(a_wall_clock_that_is_set_late_kills_nothing),
         TEST(without_its_control_page_the_clock_comes_from_the_log),
+        TEST(what_has_expired_stays_so_after_a_reboot),
+        TEST(a_stop_between_two_clocks_brings_nothing_back),
         TEST(compaction_reclaims_what_has_expired),
         TEST(what_is_counted_is_what_is_there),
         TEST(a_key_that_is_renewed_in_time_is_never_missing),
