@@ -1,10 +1,11 @@
 """Golden files: stores as an engine of each format version wrote them. Every later engine must read them (I24).
 
-    python tests/format/golden.py      makes the files of the installed engine's version, in tests/format/golden
+    python tests/format/golden.py      makes those files of the installed engine's version that are not there yet
 
 They are made once, when a version is new, and never again: what is read is what was written then. An archive holds the
 files of a store without control page and index, as after a reboot, and `content.json`: for each key its sequence, the
 size of its value, and its SHA-256. `killed` was not closed and ends in a torn frame: recovery must drop and report it.
+`expiring` was closed and uses what only keys that expire need: some had expired, the others do ten years later.
 """
 
 from __future__ import annotations
@@ -17,9 +18,16 @@ import re
 import signal
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from dora_state import Store
+
 FOLDER = Path(__file__).resolve().parent / "golden"
+KINDS = ("closed", "killed", "expiring")
+YEAR_S = 365 * 86400
+LATER_S = 10 * YEAR_S  # about the longest there is
 FORMAT = Path(__file__).resolve().parents[2] / "csrc" / "format.h"
 
 
@@ -57,6 +65,31 @@ def fill(store) -> None:
     store.delete("late/3")
 
 
+def fill_with_expiring(store) -> None:
+    """Both kinds of records that expire, overwriting and overwritten, moved by compaction or not, expired or not."""
+    blob = b"another seventeen MiB, and not for ever. " * (17 * 2**20 // 41)
+    store.put("before", b"when nothing in here expired yet")
+    with store.batch() as batch:
+        batch.put("large", blob, ttl=LATER_S)
+        for i in range(20):
+            batch.put(f"lease/{i}", bytes([i]) * 100 * i, i % 2, ttl=LATER_S)
+            batch.put(f"kept/{i}", bytes([i]) * i, i % 2)
+            batch.put(f"short/{i}", b"soon gone", i % 2, ttl=0.02)
+    with store.batch() as batch:
+        batch.put("lease/4", b"for ever")
+        batch.put("kept/4", b"not for ever", ttl=LATER_S)
+        batch.delete("lease/6")
+        batch.put("short/2", b"renewed in time", ttl=LATER_S)
+        batch.put("short/4", b"it stays")
+    while "short/0" in store:
+        time.sleep(0.005)
+    store.compact()
+    store.put("late", b"for a while", ttl=LATER_S)
+    store.put("gone", b"expired in the last segment", ttl=0.001)
+    while "gone" in store:
+        time.sleep(0.005)
+
+
 def tear(path: Path) -> None:
     """The beginning of a frame behind the end of the log: what a power loss may leave."""
     import reader
@@ -68,10 +101,10 @@ def tear(path: Path) -> None:
         file.write(b"torn" * 10)
 
 
-def pack(path: Path, name: str, expected: list) -> None:
+def pack(path: Path, into: Path, expected: list) -> None:
     (path / "content.json").write_text(json.dumps(expected, indent=1))
     FOLDER.mkdir(exist_ok=True)
-    with tarfile.open(FOLDER / name, "w:xz") as archive:
+    with tarfile.open(into, "w:xz") as archive:
         for file in sorted(path.iterdir()):
             if file.name == "control" or file.name.startswith("index."):
                 continue
@@ -81,27 +114,41 @@ def pack(path: Path, name: str, expected: list) -> None:
                 archive.addfile(entry, data)
 
 
-def make() -> None:
-    from dora_state import Store
+def archive_of(kind: str) -> Path:
+    return FOLDER / f"version-{present_version()}-{kind}.tar.xz"
 
-    with tempfile.TemporaryDirectory() as folder:
-        closed, killed = Path(folder, "closed"), Path(folder, "killed")
-        with Store(str(closed)) as store:
+
+def make_closed(path: Path, filled: Callable[..., None], kind: str) -> None:
+    with Store(str(path)) as store:
+        filled(store)
+        expected = content(store)
+    pack(path, archive_of(kind), expected)
+
+
+def make_killed(path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            store = Store(str(path))
             fill(store)
-            pack_of_closed = content(store)
-        pack(closed, f"version-{present_version()}-closed.tar.xz", pack_of_closed)
-        pid = os.fork()
-        if pid == 0:
-            try:
-                store = Store(str(killed))
-                fill(store)
-                killed.with_suffix(".json").write_text(json.dumps(content(store)))
-            finally:
-                os.kill(os.getpid(), signal.SIGKILL)
-        os.waitpid(pid, 0)
-        tear(killed)
-        expected = json.loads(killed.with_suffix(".json").read_text())
-        pack(killed, f"version-{present_version()}-killed.tar.xz", expected)
+            path.with_suffix(".json").write_text(json.dumps(content(store)))
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    tear(path)
+    pack(path, archive_of("killed"), json.loads(path.with_suffix(".json").read_text()))
+
+
+def make() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in KINDS:
+            path = Path(folder, kind)
+            if archive_of(kind).exists():
+                continue
+            if kind == "killed":
+                make_killed(path)
+            else:
+                make_closed(path, fill if kind == "closed" else fill_with_expiring, kind)
 
 
 if __name__ == "__main__":

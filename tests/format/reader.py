@@ -355,8 +355,8 @@ def read_segments(directory: Path) -> tuple[list[Segment], int]:
     return segments, lost
 
 
-def read_log(directory: Path) -> Log:
-    """The whole store, or DamagedError."""
+def read_log(directory: Path, wall_ns: int | None = None) -> Log:
+    """The whole store, or DamagedError. `wall_ns`: what a wall clock shows; this machine's, if none is given."""
     segments, lost = read_segments(directory)
     floor, clean = read_floor(directory / "floor", segments[0].uuid)
     end = segments[-1].frames_end
@@ -370,7 +370,7 @@ def read_log(directory: Path) -> Log:
         len(dead) + lost,
         floor,
         clean and floor == end,
-        replay(directory, segments),
+        replay(directory, segments, wall_ns or time.time_ns()),
     )
 
 
@@ -391,21 +391,21 @@ def records_of(segments: list[Segment]) -> Iterator[Record]:
             yield from frame.records
 
 
-def clock(segments: list[Segment]) -> int:
-    """What time it is for who has only the files."""
+def clock(segments: list[Segment], wall_ns: int) -> int:
+    """What time it is for who has only the files and a wall clock."""
     expiries = [record.expiry for record in records_of(segments) if record.expiry]
     if not expiries:
         return 0
     last = max(expiries, key=lambda expiry: expiry.written)
-    advanced = time.time_ns() - last.written - last.wall_ahead_s * 10**9
+    advanced = wall_ns - last.written - last.wall_ahead_s * 10**9
     return last.written + max(1, advanced)  # the commit was made before anybody could read it
 
 
 def replay(
-    directory: Path, segments: list[Segment]
+    directory: Path, segments: list[Segment], wall_ns: int
 ) -> tuple[dict[bytes, Entry], dict[bytes, Entry]]:
     state: tuple[dict[bytes, Entry], dict[bytes, Entry]] = ({}, {})
-    now = clock(segments)
+    now = clock(segments, wall_ns)
     for record in records_of(segments):
         keys = state[record.keyspace]
         if record.op == TOMBSTONE or (record.expiry and record.expiry.deadline <= now):
