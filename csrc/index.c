@@ -65,6 +65,7 @@ ds_status ds__index_create(const struct ds_directory *directory, const uint8_t u
         status = ds__os_map(directory, name, fd, size, true, &bytes);
     ds__os_close(fd);
     if (status == DS_OK) {
+        ds__os_large_pages(bytes, size); /* accessed all over, and nobody syncs it */
         ds__os_populate(bytes, size);
         write_header(bytes, uuid, generation, capacity);
         status = describe(bytes, size, generation, capacity, out);

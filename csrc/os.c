@@ -456,10 +456,14 @@ ds_status ds__os_map_anonymous(uint64_t size, void **out) {
     void *address = CALL(MAP_FAILED, mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (address == MAP_FAILED)
         return ds__fail(DS_NO_MEMORY, errno, "cannot map %llu bytes of memory", (unsigned long long)size);
-    if (size >= HUGE_FROM) /* what is mapped so is an index, accessed all over; a hint */
-        (void)madvise(address, size, MADV_HUGEPAGE);
+    if (size >= HUGE_FROM) /* what is mapped so is an index, accessed all over */
+        ds__os_large_pages(address, size);
     *out = address;
     return DS_OK;
+}
+
+void ds__os_large_pages(void *address, uint64_t size) {
+    (void)madvise(address, size, MADV_HUGEPAGE);
 }
 
 void ds__os_unmap(void *address, uint64_t size) {
@@ -471,6 +475,13 @@ void ds__os_unmap(void *address, uint64_t size) {
 
 void ds__os_populate(void *address, uint64_t size) {
     (void)madvise(address, size, MADV_POPULATE_WRITE);
+}
+
+void ds__os_let_go(void *address, uint64_t size) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)address + page - 1) / page * page, to = ((uintptr_t)address + size) / page * page;
+    if (from < to)
+        (void)madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
 ds_status ds__os_range_sync(const struct ds_directory *directory, const char *name, void *address, uint64_t size) {

@@ -81,6 +81,11 @@ ds_status ds__os_map_anonymous(uint64_t size, void **out);
 void ds__os_unmap(void *address, uint64_t size);
 /* Takes the page faults of a range now, writable, where the kernel can (Linux 5.14). A hint: failure is ignored. */
 void ds__os_populate(void *address, uint64_t size);
+/* Gives back the page table entries of what is mapped of a file, whole pages only; the bytes stay where they are, in the page
+ * cache, and the next touch is a page fault. A hint. */
+void ds__os_let_go(void *address, uint64_t size);
+/* What is mapped here may come in large pages, of a file too where its file system has them. A hint. */
+void ds__os_large_pages(void *address, uint64_t size);
 /* Puts a mapped range on disk: msync(MS_SYNC) is fdatasync of the range without needing the descriptor. */
 ds_status ds__os_range_sync(const struct ds_directory *directory, const char *name, void *address, uint64_t size);
 

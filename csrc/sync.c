@@ -15,6 +15,10 @@
 
 static const char FLOOR[] = "floor";
 
+/* The kernel makes each dirty page read-only before it writes it, and interrupts every core that runs this process to say so:
+ * a few us for each page, of writers too. Of a range of this many bytes the pages are let go before, which interrupts once. */
+enum { LET_GO_FROM = 64 * 1024 };
+
 /* ---- the floor ------------------------------------------------------------------------------------------------- */
 
 ds_status ds__floor_read(const struct ds_directory *directory, const uint8_t uuid[16], struct ds_floor *out) {
@@ -138,6 +142,8 @@ static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
         if (ds__sigbus_cut(segment->mapping.bytes, segment->mapping.size))
             return ds__fail(DS_CORRUPT, 0, "%s/%s: was cut or became unreadable while it was in use; its end is lost",
                             store->directory.path, name);
+        if (stop - start >= LET_GO_FROM)
+            ds__os_let_go(ds__segment_at(segment, start), stop - start);
         status = ds__os_range_sync(&store->directory, name, ds__segment_at(segment, start), stop - start);
         if (status != DS_OK)
             return status;
