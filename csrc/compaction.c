@@ -108,7 +108,8 @@ struct pass {
     struct batch batch;
     struct ds_blob_reference *blobs; /* named by what is dropped, and by nothing else */
     size_t blob_count, blob_room;
-    bool tight; /* the disk is full: move only what fits */
+    bool tight;            /* the disk is full: move only what fits */
+    uint64_t oldest_named; /* offset below which no record was named when the index was asked */
     uint64_t live_bytes;
     bool expired; /* some of what was looked at */
 };
@@ -334,7 +335,33 @@ static ds_status fits_into_tail(struct pass *pass, struct ds_segment *segment, c
                : ds__fail(DS_FULL, ENOSPC, "%s: no room to compact in", pass->store->directory.path);
 }
 
+/* No slot of the index names a record below. What no slot names is dead, and stays so: a slot only ever moves on to a record
+ * that was appended just now. */
+static uint64_t oldest_named(const struct ds_index *index) {
+    uint64_t oldest = UINT64_MAX;
+    for (uint64_t i = 0; i <= index->mask; i++) {
+        uint64_t slot = atomic_load_explicit(&index->slots[i], memory_order_acquire);
+        if (slot != 0 && slot != DS_SLOT_GONE && ds__slot_offset(slot) < oldest)
+            oldest = ds__slot_offset(slot);
+    }
+    return oldest;
+}
+
+/* The common case where a few keys are overwritten all the time: such a segment goes unread. The index is asked only where it
+ * is shorter than the segment; and dead blobs are found by reading. */
+static bool dead_as_a_whole(struct pass *pass, const struct ds_segment *segment) {
+    struct ds_index *index;
+    if (ds__word_load(&pass->store->control->tail.blob_bytes) != 0)
+        return false;
+    if (segment->end > pass->oldest_named && ds__index_now(pass->store, &index) == DS_OK &&
+        (index->mask + 1) * sizeof *index->slots <= segment->end - segment->base)
+        pass->oldest_named = oldest_named(index);
+    return segment->end <= pass->oldest_named;
+}
+
 static ds_status empty_segment(struct pass *pass, struct ds_segment *segment, const struct ds_segment *successor) {
+    if (!pass->tight && dead_as_a_whole(pass, segment))
+        return DS_OK;
     ds_status status = pass->tight ? fits_into_tail(pass, segment, successor) : DS_OK;
     if (status == DS_OK)
         status = visit_records(pass, segment, successor, consider);

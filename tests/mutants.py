@@ -774,6 +774,15 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "compaction-drops-unread-what-is-named",
+        "compaction.c",
+        "a segment in which keys still live is dropped as if all of it were dead",
+        (
+            "    return segment->end <= pass->oldest_named;",
+            "    return segment->base <= pass->oldest_named;",
+        ),
+    ),
+    mutant(
         "compaction-forgets-the-last-batch",
         "compaction.c",
         "live records are dropped with their segment",
@@ -1082,6 +1091,7 @@ NOTICED_BY: dict[str, str] = {
     "index-published-empty": "every_store 1 1 /dev/shm 7",
     "index-growth-loses-a-slot": "every_store 1 1 /dev/shm 7",
     "compaction-drops-before-the-sync": "power_loss 4000 1",
+    "compaction-drops-unread-what-is-named": "test_store compaction_changes_nothing_but_the_room",
     "compaction-forgets-the-last-batch": "test_store compaction_changes_nothing_but_the_room",
     "compaction-without-head": "test_repair every_intact_commit_is_kept",
     "relocation-gets-a-new-sequence": "test_store compaction_changes_nothing_but_the_room",
