@@ -13,9 +13,11 @@
 
 enum {
     POPULATE_AHEAD = 256 * 1024, /* bytes of page faults taken at once */
+    FETCH_AHEAD = 1024,          /* bytes */
     KEPT_FREE = 1024,
     QUICK_SEGMENT = 1024 * 1024,
     QUICK_NS = 100 * 1000 * 1000,
+    STEADY_NS = 1000 * 1000 * 1000,
 };
 
 uint64_t ds__live_size(const struct ds_record *record) {
@@ -39,17 +41,22 @@ static bool quick(const struct ds_tail *tail, uint64_t now) {
     return now - tail->opened_ns < QUICK_NS;
 }
 
-/* About an eighth of the live data, so that compaction moves it in small steps; room for a few of the largest frames; and
- * twice the last one, up to QUICK_SEGMENT, where that one was full in no time, because a new file costs as much as
- * hundreds of puts. */
+/* About an eighth of the live data, so that compaction moves it in small steps; room for a few of the largest frames; and up
+ * to QUICK_SEGMENT twice the last one where that one was full in no time, because a new file costs as much as hundreds of
+ * puts. Half of the last one where it was not, so that bursts do not begin anew with small ones. */
 static uint64_t next_segment_size(const struct ds_tail *tail, uint64_t length, uint64_t now) {
     uint64_t want = tail->live_bytes / 8;
     if (want < 4 * tail->largest_frame)
         want = 4 * tail->largest_frame;
     if (want < 4 * length)
         want = 4 * length;
-    if (quick(tail, now) && tail->segment_size < QUICK_SEGMENT && want < 2 * tail->segment_size)
-        want = 2 * tail->segment_size;
+    uint64_t follow = quick(tail, now) ? 2 * tail->segment_size : tail->segment_size / 2;
+    if (tail->opened_ns == 0) /* an opened store, or one that is to get small */
+        follow = 0;
+    if (follow > QUICK_SEGMENT)
+        follow = QUICK_SEGMENT;
+    if (want < follow)
+        want = follow;
     if (want > DS_SEGMENT_MAX)
         want = DS_SEGMENT_MAX;
     uint64_t size = DS_SEGMENT_MIN;
@@ -137,7 +144,7 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
         return DS_OK;
     }
     uint64_t now = ds__os_now_ns();
-    bool was_quick = quick(tail, now);
+    bool was_quick = quick(tail, now), was_steady = now - tail->opened_ns < STEADY_NS;
     struct ds_segment_header header = {
         .base = segment->end,
         .size = next_segment_size(tail, length, now),
@@ -167,8 +174,8 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
     /* A new segment is the occasion to look how much has expired. */
     if (type == DS_FRAME_COMMIT && (header.incompat & DS_EXPIRY_INCOMPAT) != 0)
         atomic_store_explicit(&store->control->expired_bytes, DS_UNKNOWN_BYTES, memory_order_relaxed);
-    if (was_quick)
-        ds__spare_want(store, next_segment_size(after, length, now));
+    if (was_steady) /* else a spare would be given back before it is needed */
+        ds__spare_want(store, was_quick ? next_segment_size(after, length, now) : after->segment_size);
     *out = next;
     return DS_OK;
 }
@@ -183,6 +190,15 @@ static void populate_ahead(struct ds_segment *segment, uint64_t begin, uint64_t 
         to = segment->mapping.size;
     ds__os_populate(segment->mapping.bytes + from, to - from);
     segment->populated = segment->base + to;
+}
+
+/* The lines of the next frame, if it is like this one: a spare was touched by another core, and a checksum that reads what
+ * was just written would wait for them. */
+static void fetch_ahead(const struct ds_segment *segment, uint64_t end, uint64_t length) {
+    uint64_t most = segment->end - end < FETCH_AHEAD ? segment->end - end : FETCH_AHEAD;
+    const unsigned char *at = ds__segment_at(segment, end);
+    for (uint64_t i = 0; i < length && i < most; i += 64)
+        __builtin_prefetch(at + i, 1);
 }
 
 /* ---- 2 to 7 ---------------------------------------------------------------------------------------------------- */
@@ -292,6 +308,7 @@ static void write_frame(ds_store *store, uint8_t type, struct ds_index *index, s
     atomic_store_explicit(&control->committed, end, memory_order_release);
     ds__tail_store(&control->tail, after);
     atomic_store_explicit(&control->intent.end, 0, memory_order_release);
+    fetch_ahead(segment, end, length);
 }
 
 /* Is all that a commit is written to still there? */

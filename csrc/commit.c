@@ -119,8 +119,11 @@ static void keep_last(const ds_change *changes, struct ds_plan *plans, size_t co
 
 /* Not the whole plan: what resolve() will find out, it fills in. */
 static ds_status plan_changes(ds_store *store, const ds_change *changes, struct ds_plan *plans, size_t count) {
+    const struct ds_index *index = atomic_load_explicit(&store->index, memory_order_acquire);
     for (size_t i = 0; i < count; i++) {
         plans[i].hash = ds__hash(store->hash_seed, changes[i].keyspace, changes[i].key, changes[i].key_size);
+        if (index != NULL) /* all of them on their way at once, while the lock is taken */
+            ds__index_fetch(index, plans[i].hash);
         plans[i].sequence = 0;
         plans[i].op = changes[i].kind == DS_DELETE ? DS_RECORD_TOMBSTONE : DS_RECORD_PUT;
         plans[i].write = changes[i].kind != DS_EXPECT;

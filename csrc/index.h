@@ -101,6 +101,11 @@ static inline uint64_t ds__probe_next(const struct ds_index *index, struct ds_pr
     return 0;
 }
 
+/* A hint: a probe for this hash will follow. */
+static inline void ds__index_fetch(const struct ds_index *index, uint64_t hash) {
+    __builtin_prefetch((const void *)&index->slots[hash & index->mask]);
+}
+
 /* Release: whoever finds the slot finds the record. */
 static inline void ds__index_set(struct ds_index *index, uint64_t at, uint64_t slot) {
     atomic_store_explicit(&index->slots[at], slot, memory_order_release);

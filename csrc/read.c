@@ -87,6 +87,8 @@ ds_status ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out) 
     if (offset % 8 != 0 || offset - segment->base < DS_SEGMENT_HEADER || room < sizeof(struct ds_record))
         return bad_record(store, offset, "cannot be where it is said to be");
     const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, offset);
+    __builtin_prefetch((const char *)record + 64); /* key and value, while the header is on its way */
+    __builtin_prefetch((const char *)record + 128);
     /* Each size once, compared alone: a hostile writer in another process may change the bytes under our eyes. */
     uint64_t value_size = record->value_size;
     uint64_t key_size = record->key_size;
