@@ -196,7 +196,7 @@ cdef class Store:
     cdef bint view_direct(self, const void *key, size_t key_size, ds_value *out) except -1 nogil
     cdef void release_direct(self, const ds_value *value) noexcept nogil
     cdef uint64_t commit_direct(self, const ds_change *changes, size_t count) except 0 nogil
-    cdef object _put_slowly(self, object key, object value)
+    cdef object _put_slowly(self, object key, object value, uint64_t ttl_ns)
 
 
 cdef class Batch:

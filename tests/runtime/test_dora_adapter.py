@@ -444,6 +444,34 @@ def test_outputs_are_what_dora_takes(flow):
     assert flow.run(script, source=source) == 0
 
 
+def test_metadata_that_dora_refuses_is_refused_at_the_call(flow):
+    """After the commit it would be too late: the output would be lost."""
+    source = """
+        class Operator:
+            def on_event(self, event, send_output):
+                if event["type"] == "INPUT":
+                    for bad in ("text", [1], {1: 2}, {"a": 1 << 63}, {"a": [0, 1 << 63]}, {"a": [1, "x"]}):
+                        try:
+                            send_output("sum", b"never", bad)
+                        except (TypeError, OverflowError) as error:
+                            send_output("sum", str(error).encode())
+                    for good in (None, {}, {"a": None, "b": [1.5, 2], "c": [True], "d": -(1 << 63), "e": []}):
+                        send_output("sum", b"good", good)
+                return 0
+    """
+
+    def script(node: FakeNode) -> None:
+        node.give(0)
+        told = node.take(9)
+        wanted = ("is a str", "is a list", "the key 1", "beyond 64", "beyond 64", "of int and str")
+        for want, text in zip(wanted, told, strict=False):
+            assert want in text
+        assert told[6:] == ["good"] * 3
+        node.stop()
+
+    assert flow.run(script, source=source) == 0
+
+
 def test_metadata_that_dora_has_no_type_for_becomes_text(flow):
     source = """
         import fractions

@@ -224,7 +224,7 @@ def test_the_engine_does_not_know_python():
 
 
 def test_the_binding_sees_only_the_public_header():
-    for path in PACKAGE.glob("_core.p*x*"):
+    for path in [*PACKAGE.glob("_core.p*x*"), *PACKAGE.glob("binding/*.pxi")]:
         for header in re.findall(r'cdef extern from [<"]([^>"]+)', path.read_text()):
             ours = (SOURCES / "csrc" / header).exists()
             assert not ours, f"{path.name} includes {header} instead of dora_state.h"
@@ -250,7 +250,7 @@ def runs_what_it_reads(source: str) -> bool:
 def test_i29_nothing_is_ever_unpickled():
     for path in PACKAGE.rglob("*.py"):
         assert not runs_what_it_reads(path.read_text()), path
-    for path in PACKAGE.glob("*.pyx"):
+    for path in PACKAGE.rglob("*.p*x*"):
         assert not re.search(rf"import ({'|'.join(NEVER)})\b", path.read_text()), path
 
 

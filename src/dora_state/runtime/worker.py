@@ -54,6 +54,9 @@ from dora_state.runtime import (
     step,
     value,
 )
+from dora_state.runtime import (
+    metadata as dora_metadata,
+)
 from dora_state.runtime.shared_step import ConflictError, SharedSteps
 from dora_state.runtime.step import Stage, Step
 from dora_state.typed_state import Fields
@@ -414,6 +417,8 @@ class Worker:
                 f"send_output({output_id!r:.80}): a {type(data).__name__} is no output; "
                 "send bytes or a pyarrow array"
             )
+        if metadata is not None and self.config.arrow_outputs:
+            dora_metadata.check(output_id, metadata)
         stage = operator_api.stage.get()
         number = 0  # outside a handler: leaves at once
         if isinstance(stage, Stage) and stage.is_open and stage.number:

@@ -1,4 +1,4 @@
-# Memory that processes share, part of _core: what runtime/slots.py divides up.
+# Memory that processes share: what runtime/slots.py divides up.
 
 from libc.errno cimport errno
 from posix.mman cimport MADV_REMOVE, MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, madvise, mmap, munmap

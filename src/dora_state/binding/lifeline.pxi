@@ -1,4 +1,4 @@
-# The binding of csrc/include/lifeline.h, part of _core.
+# The binding of csrc/include/lifeline.h.
 
 from cpython.buffer cimport PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory

@@ -1,0 +1,120 @@
+"""The documents that say where things are name every file, and no file that is not there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+SOURCES = Path(__file__).parents[2]
+PACKAGE = SOURCES / "src" / "dora_state"
+ENGINE = SOURCES / "csrc"
+
+
+def section(document: str, title: str) -> str:
+    """What stands below a heading, to the next one of its level."""
+    text = (SOURCES / document).read_text()
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    return found
+
+
+def first_column(text: str) -> set[str]:
+    """The `names` in the first cell of each row of the tables."""
+    rows = re.findall(r"^\| (`[^|]*) \|", text, re.M)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def files(folder: Path, *patterns: str) -> set[str]:
+    found = {path.name for pattern in patterns for path in folder.glob(pattern)}
+    assert found, folder
+    return found
+
+
+def stems(names: Iterable[str]) -> set[str]:
+    """A source file and its header are one place."""
+    return {Path(name).stem for name in names}
+
+
+def modules() -> set[str]:
+    """The modules and folders of the package, as docs/architecture.md writes them."""
+    folders = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    named = {path.stem for path in PACKAGE.glob("*.p*y*")} | folders
+    return {name for name in named if not name.startswith("__")}
+
+
+MAPS = {
+    "the modules": lambda: (
+        first_column(section("docs/architecture.md", "Layers, and the one rule")),
+        modules(),
+    ),
+    "the engine": lambda: (
+        first_column(section("docs/architecture.md", "The engine")),
+        {path.stem for path in ENGINE.rglob("*.c")},
+    ),
+    "the engine's reading order": lambda: (
+        stems(re.findall(r"[\w/]+\.[ch]\b", (ENGINE / "README.md").read_text())) - {"Python"},
+        stems(files(ENGINE, "*.[ch]", "include/*.h")),
+    ),
+    "the runtime": lambda: (
+        first_column(section("docs/runtime.md", "Processes")),
+        files(PACKAGE / "runtime", "*.py") - {"__init__.py"},
+    ),
+    "the binding": lambda: (
+        set(re.findall(r'^include "binding/(.*)"', (PACKAGE / "_core.pyx").read_text(), re.M)),
+        files(PACKAGE / "binding", "*"),
+    ),
+    "the folders": lambda: (
+        set(re.findall(r"^\| \[`([\w-]+)/`\]", section("README.md", "Map"), re.M)),
+        {path.name for path in SOURCES.iterdir() if is_ours(path)} - {"src", "examples"},
+    ),
+    "the examples": lambda: (
+        set(re.findall(r"^\| \[`examples/([\w-]+)/`\]", section("README.md", "Map"), re.M)),
+        {path.name for path in (SOURCES / "examples").iterdir() if is_ours(path)},
+    ),
+    "the documents": lambda: (
+        set(re.findall(r"\]\(docs/([\w-]+\.md)\)", section("README.md", "Map"))),
+        files(SOURCES / "docs", "*.md"),
+    ),
+    "the tests": lambda: (
+        first_column((SOURCES / "CONTRIBUTING.md").read_text()),
+        {
+            f"tests/{path.name}"
+            for path in (SOURCES / "tests").iterdir()
+            if is_ours(path) or path.suffix == ".py"
+        },
+    ),
+}
+
+
+def is_ours(path: Path) -> bool:
+    """A folder of sources, neither hidden nor built."""
+    built = {"build", "dist", "out", "wheelhouse", "__pycache__"}
+    return path.is_dir() and path.name not in built and not path.name.startswith(".")
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_a_map_is_complete_and_true(name):
+    named, there = MAPS[name]()
+    assert there - named == set(), "not on the map"
+    assert named - there == set(), "on the map, but not there"
+
+
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]*))?\)")
+FOLDERS = (".", "csrc", "docs", "examples/*", "tests")
+DOCUMENTS = sorted(path for folder in FOLDERS for path in SOURCES.glob(f"{folder}/*.md"))
+
+
+def anchors(document: Path) -> set[str]:
+    """The headings, as they are linked to."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(SOURCES)))
+def test_every_link_leads_somewhere(document):
+    for target, anchor in LINK.findall(document.read_text()):
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
