@@ -1,4 +1,5 @@
-/* os.h: every system call the engine makes, and nothing else makes one. Faults are injected here.
+/* os.h: every system call the engine makes, and nothing else makes one. Faults are injected here. Directories are in
+ * os_directory.c, the clocks and all that is no file in os_machine.c, the rest in os.c.
  *
  * The calls return a ds_status and have already told ds__fail() which file and why. */
 #ifndef DS_OS_H

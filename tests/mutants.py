@@ -687,7 +687,7 @@ MUTANTS = [
     ),
     mutant(
         "another-boot-is-this-one",
-        "os.c",
+        "os_machine.c",
         "a control page of an earlier boot is believed",
         ("        strncpy(out, fake, 36);\n", "        (void)fake;\n"),
     ),
