@@ -110,12 +110,16 @@ def kvs_update(
 def kvs_wait(
     key: str, after: int = 0, timeout: float | None = None, *, prefix: bool = False
 ) -> int | None:
-    """Sleeps until `key` has a commit after the sequence `after`, and returns that one's sequence; a delete counts.
+    """Sleeps until `key` has a commit after the sequence `after`, and returns that one's sequence.
+
+    A delete counts, and so does a put whose time to live is up by then: where keys go, reading may find none.
 
     Args:
-        after: a sequence, of kvs_write, kvs_entry or an earlier wait. 0: return at once if the key was ever written.
+        after: a sequence, of kvs_write, kvs_entry or an earlier wait. 0: return at once if the key is there. It may
+            also if it was there once, until compaction takes the rest; go on with the sequence that came back.
         timeout: in seconds; after it, the result is None. Without one, for ever.
-        prefix: any key that begins with `key` will do.
+        prefix: any key that begins with `key` will do. Returns also when compaction has taken commits after `after`,
+            for they may have been of such a key.
     """
     return _shared().wait(key, after=after, timeout=timeout, prefix=prefix)
 

@@ -32,6 +32,7 @@ Batch = _core.Batch
 _LOST_RACES = 8
 _TURN_S, _TURN_LIMIT_S = 0.05, 1.0
 _SLICE_S = 0.1  # of a wait; a cancelled one ends with it
+_FOR_EVER_S = 1e9  # a timeout of infinity is 30 years
 
 
 class Entry(NamedTuple):
@@ -83,6 +84,9 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
 
     Keys are str, values any C-contiguous buffer; they come back as bytes. What a call has written when it returns is
     visible to every process and survives the death of any of them; see docs/consistency.md for power loss.
+
+    `len(store)`, and with it `bool(store)`, is a load until some key has had a `ttl`. From then on it walks over all
+    keys, for some may have expired. An empty store is false; whether it is open says `closed`.
 
     Args:
         path: the directory; created if it is not there, unless `create` is false.
@@ -244,7 +248,7 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
             raise ValueError(f"timeout is None or seconds from 0 up, not {timeout!r}")
         from . import waiting  # asyncio takes as long to import as all of dora-state
 
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + min(timeout, _FOR_EVER_S)
 
         def wait(cancelled: threading.Event) -> int | None:
             while not cancelled.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -75,7 +76,11 @@ def test_a_time_to_live_goes_on(call, state, other):
     assert 0 < record["ttl"] <= 1000
     said = call("list", "--store", other)
     assert said.lines[0].split() == ["KEY", "SIZE", "SEQUENCE", "TTL", "VALUE"]
-    assert "ttl" not in json.loads(call("list", "mode", "--format", "json").text)
+    looks = (["list", "lease"], ["get", "lease"])
+    left = [json.loads(call(*look, "--store", other, "--format", "json").text) for look in looks]
+    assert 0 < left[1]["ttl"] <= left[0]["ttl"] <= record["ttl"]
+    for look in ("list", "get"):
+        assert "ttl" not in json.loads(call(look, "mode", "--format", "json").text)
 
 
 def test_export_does_not_replace_a_file_unless_asked(call, folder, state):
@@ -216,24 +221,33 @@ def _copy(state, folder):
 
 
 def test_an_import_that_is_killed_is_whole_or_has_not_been(command, folder, state, large_export):
-    """At random moments, and from each on with what the killed ones have left behind."""
+    """At random moments, and from each on with what the killed ones have left behind.
+
+    Each third is killed when its new store has begun to be written, so some are surely killed in the middle.
+    """
     file, values = large_export
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     chance = random.Random(seed)
     before = snapshot(state / "shared")
     whole = {**before, **values}
+    draft = state / "shared.draft"
     seen = {True: 0, False: 0}
+    in_the_middle = 0
     begin = time.monotonic()
     assert command("import", file, "--overwrite", "--store", _copy(state, folder)).code == 0
     took = time.monotonic() - begin
-    for _ in range(int(os.environ.get("DORA_STATE_KILLS", "12"))):
-        program = subprocess.Popen([PROGRAM, "import", file], cwd=folder, stdout=subprocess.DEVNULL)
-        try:
-            program.wait(chance.uniform(0.3, 1.2) * took)
-        except subprocess.TimeoutExpired:
-            program.send_signal(signal.SIGKILL)
-            program.wait()
+    for number in range(int(os.environ.get("DORA_STATE_KILLS", "12"))):
+        with subprocess.Popen(
+            [PROGRAM, "import", file], cwd=folder, stdout=subprocess.DEVNULL
+        ) as program:
+            if number % 3 == 0:
+                _wait_for_growth(draft, program)
+            else:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    program.wait(chance.uniform(0.3, 1.2) * took)
+            program.kill()
+        in_the_middle += program.returncode == -signal.SIGKILL and draft.exists()
         found = snapshot(state / "shared")
         assert found in (before, whole)
         seen[found == whole] += 1
@@ -244,10 +258,28 @@ def test_an_import_that_is_killed_is_whole_or_has_not_been(command, folder, stat
                     batch.delete(key)
                 batch.commit()
             assert snapshot(state / "shared") == before
-    print(f"imports that were killed: {seen[False]}, that were not: {seen[True]}")
+    print(f"imported: {seen[True]}, not: {seen[False]}; killed with a draft: {in_the_middle}")
+    assert in_the_middle > 0
+    assert seen[False] > 0
     assert command("import", file).code == 0
     assert snapshot(state / "shared") == whole
-    assert not (state / "shared.draft").exists()
+    assert not draft.exists()
+
+
+def _wait_for_growth(draft, program):
+    """Until the import writes a draft that is not what a killed one has left, or has ended."""
+    before = _newest(draft)
+    deadline = time.monotonic() + 60
+    while _newest(draft) == before and program.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def _newest(draft):
+    try:
+        return max((path.stat().st_mtime_ns, path.name) for path in draft.iterdir())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def test_an_export_that_is_killed_leaves_no_file_of_its_name(folder, state):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import threading
 import time
 
@@ -97,6 +99,26 @@ def test_wait_gives_none_when_the_time_is_up(store):
     assert store.wait("", prefix=True, after=0, timeout=0) == sequence
     with pytest.raises(ValueError, match="timeout"):
         store.wait("a", after=0, timeout=-1)
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 10**400])
+def test_a_timeout_without_an_end_is_for_ever(store, timeout):
+    sequence = store.put("a", b"1")
+    threading.Timer(0.1, store.put, ("a", b"2")).start()
+    assert store.wait("a", after=sequence, timeout=timeout) == sequence + 1
+    assert asyncio.run(store.wait_async("a", after=sequence, timeout=timeout)) == sequence + 1
+
+
+def test_wait_tells_of_a_put_that_has_expired_since(store):
+    """Expiry is no commit: it hides the value, not that there was a put; like a delete."""
+    sequence = store.put("beat", b"1", ttl=1e-9)
+    assert "beat" not in store
+    assert store.wait("beat", after=0, timeout=0) == sequence
+    assert store.wait("be", prefix=True, after=0, timeout=0) == sequence
+    assert store.wait("beat", after=sequence, timeout=0) is None
+    store.put("beat", b"2")
+    deleted = store.delete("beat")
+    assert store.wait("beat", after=sequence, timeout=0) == deleted
 
 
 def test_close_ends_a_wait_of_another_thread(tmp_path):

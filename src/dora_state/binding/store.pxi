@@ -171,7 +171,7 @@ cdef class Store:
         return _get_many(self, keys)
 
     def wait(self, key, *, unsigned long long after, timeout=None, bint prefix=False):
-        """Sleep until `key` has a commit after the sequence `after`; a delete counts.
+        """Sleep until `key` has a commit after the sequence `after`; a delete counts, and a put that has expired since.
 
         timeout: seconds; None: for ever. prefix: any key that begins with `key` will do.
         Returns the sequence, or None when the time is up.

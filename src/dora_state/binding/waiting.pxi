@@ -2,6 +2,7 @@
 
 cdef enum:
     _SLICE_MS = 100
+    _FOR_EVER_S = 1_000_000_000  # a timeout of infinity is 30 years
 
 
 cdef object _wait(Store store, key, uint64_t after, timeout, bint prefix):
@@ -12,7 +13,7 @@ cdef object _wait(Store store, key, uint64_t after, timeout, bint prefix):
     cdef int64_t left_ms
     if timeout is not None and not timeout >= 0:
         raise ValueError(f"timeout is None or seconds from 0 up, not {timeout!r}")
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None if timeout is None else time.monotonic() + min(timeout, _FOR_EVER_S)
     while True:
         # In slices, so that signals are handled while nothing happens.
         left_ms = _SLICE_MS if deadline is None else <int64_t>min(

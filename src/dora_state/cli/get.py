@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from .._core import USER
+from ..store import Store
 from . import output, places, text, values
 from .places import Place
 
@@ -29,6 +31,7 @@ def get(place: Place, key: str, raw: bool, escaped: bool, style: str) -> None:
         if style == "json":
             decoded = values.decode(value, text.of_key(name))
             record = places.record(text.of_key(name), value, sequence)
+            record |= places.ttl_record(_ttl(store, text.of_key(name), sequence))
             content = values.plain(decoded.content)
             output.json_line({**record, "type": decoded.kind, "value": content})
         elif raw or not sys.stdout.isatty():
@@ -38,3 +41,11 @@ def get(place: Place, key: str, raw: bool, escaped: bool, style: str) -> None:
         else:
             for row in values.lines(values.decode(value, text.of_key(name))):
                 click.echo(row)
+
+
+def _ttl(store: Store, key: str, sequence: int) -> float | None:
+    """What is left to this very version of the key; only a scan tells it."""
+    for found, _, version, ttl in store._scan(USER, views=True):
+        if (found, version) == (key, sequence):
+            return ttl
+    return None

@@ -30,8 +30,8 @@ def list_(place: Place, prefix: str, keys: bool, style: str) -> None:
             if keys:
                 click.echo(text.visible(key))
             elif style == "json":
-                lives = {} if ttl is None else {"ttl": ttl}
-                output.json_line({**places.record(key, value, sequence), **lives, "value": shown})
+                record = {**places.record(key, value, sequence), **places.ttl_record(ttl)}
+                output.json_line({**record, "value": shown})
             else:
                 size = output.Number(text.size(len(value)))
                 lives_s = output.Number("" if ttl is None else f"{ttl:.1f} s")

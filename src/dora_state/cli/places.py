@@ -254,6 +254,11 @@ def record(key: str, value: memoryview | bytes, sequence: int) -> dict[str, Any]
     return {**key_record(key), "size": len(value), "sequence": sequence}
 
 
+def ttl_record(ttl: float | None) -> dict[str, float]:
+    """What JSON says of a key that expires."""
+    return {} if ttl is None else {"ttl": ttl}
+
+
 def key_record(key: str) -> dict[str, Any]:
     """A key in JSON: as it is, and if it is no text, escaped and as base64."""
     raw = key.encode("utf-8", "surrogateescape")

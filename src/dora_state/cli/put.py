@@ -15,6 +15,7 @@ from .. import codec
 from ..errors import OperatorError
 from . import places
 from .places import Place
+from .seconds import Seconds
 
 
 @click.command()
@@ -32,7 +33,7 @@ from .places import Place
 )
 @click.option(
     "--ttl",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min_open=True),
     metavar="SECONDS",
     help="The key is missing again after so long.",
 )

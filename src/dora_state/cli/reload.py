@@ -9,6 +9,7 @@ import click
 from ..errors import StateError
 from ..runtime import control
 from . import places
+from .seconds import WEEK_S, Seconds
 
 
 @click.command()
@@ -22,7 +23,7 @@ from . import places
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, max=7 * 24 * 3600),
+    type=Seconds(max=WEEK_S),
     default=60.0,
     show_default=True,
     metavar="SECONDS",

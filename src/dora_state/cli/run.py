@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from ..errors import OperatorError
+from .seconds import WEEK_S, Seconds
 
 # The policy has the same bound and is imported later: see `run`.
-_SECONDS = click.FloatRange(min=0, max=7 * 24 * 3600)
+_SECONDS = Seconds(max=WEEK_S)
 
 
 @click.command()

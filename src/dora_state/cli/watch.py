@@ -19,6 +19,7 @@ from .._core import USER
 from ..errors import Compacted, StoreError
 from . import output, places, text, values
 from .places import Place
+from .seconds import Seconds
 
 _LOOK_S = 0.1
 _UUID = slice(24, 40)  # of a segment: docs/format.md
@@ -36,7 +37,7 @@ _Change = tuple[int, str, "bytes | None"]
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N changes.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     metavar="SECONDS",
     help="End when nothing has come for so long.",
 )
