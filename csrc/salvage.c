@@ -2,18 +2,16 @@
  *
  * What is believed
  *   A segment's header, if its crc is right. Without one the segment is still read: its salt may be right, and if it is
- *   not, the seed of all its checksums follows from any small record by running the CRC backwards.
+ *   not, the seed of all its checksums follows from its records (ds__find_seed).
  *   A frame in its place in the chain, if it is valid as for everybody else (ds__frame_valid).
- *   A frame whose predecessor is damaged, if it is whole(): each of its records is right where it lies, all are of the one
- *   commit that the frame names, they fill it to its end, and no further record follows there. So half a commit
- *   is never taken for a whole one.
+ *   A frame whose predecessor is damaged, if it proves itself (ds__frame_whole).
  *   Where frames end, what the next segment's header says: dead bytes behind that are none of the log.
  *   A HEAD, if nothing is damaged between the start that it names and itself; until its segments are on disk as a whole,
  *   the segments before them are still needed.
  * Behind a damaged place the next frame is looked for at every multiple of 8. */
 #include "salvage.h"
 
-#include "crc32c.h"
+#include "intact.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -199,93 +197,6 @@ static ds_status read_headers(struct ds_salvage *salvage) {
     return ds__floor_read(salvage->directory, salvage->uuid, &salvage->floor);
 }
 
-/* ---- frames ---------------------------------------------------------------------------------------------------- */
-
-/* Is there an intact record? */
-static bool record_at(const unsigned char *bytes, uint64_t room, uint32_t seed, uint64_t offset) {
-    const struct ds_record *record = (const struct ds_record *)(const void *)bytes;
-    if (room < sizeof *record || record->key_size > DS_KEY_LIMIT || record->value_size > room ||
-        !ds__op_valid(record->op))
-        return false;
-    uint64_t length = ds__record_length(record->key_size, record->value_size);
-    return length <= room && ds__record_valid(seed, offset, record, length);
-}
-
-/* What stands in for the chain where the frame before is damaged; see the head of this file. `room` reaches to where
- * frames may end. */
-static bool whole(const struct ds_frame *frame, uint64_t room, uint32_t seed, uint64_t offset) {
-    if (!ds__frame_well_formed(frame, frame->word0, room) || frame->count == 0)
-        return false;
-    const unsigned char *bytes = (const unsigned char *)frame;
-    uint64_t at = sizeof *frame;
-    for (uint32_t i = 0; i < frame->count; i++) {
-        const struct ds_record *record = (const struct ds_record *)(const void *)(bytes + at);
-        if (!record_at(bytes + at, room - at, seed, offset + at))
-            return false;
-        if (ds__frame_type(frame->word0) == DS_FRAME_COMMIT && record->sequence != frame->sequence)
-            return false;
-        at += ds__record_length(record->key_size, record->value_size);
-    }
-    return !record_at(bytes + at, room - at, seed, offset + at);
-}
-
-/* ---- a segment whose header is gone ---------------------------------------------------------------------------- */
-
-/* The CRC's state before these bytes, from the one after them: each of its steps can be undone. */
-static uint32_t unwind(uint32_t crc, const void *data, size_t size) {
-    const unsigned char *bytes = data;
-    for (size_t i = size; i-- > 0;) {
-        for (int bit = 0; bit < 8; bit++)
-            crc = crc & 0x80000000u ? (crc ^ 0x82f63b78u) << 1 | 1 : crc << 1;
-        crc ^= bytes[i];
-    }
-    return crc;
-}
-
-/* The seed under which this record's hash is right, if its header's check agrees. */
-static bool seed_of(const struct ds_record *record, uint64_t offset, uint32_t *seed) {
-    uint64_t length = ds__record_length(record->key_size, record->value_size);
-    if (length >= DS_WIDE_HASH_FROM || record->hash > UINT32_MAX)
-        return false;
-    struct {
-        uint64_t offset;
-        struct ds_record header;
-    } head = {offset, *record};
-    head.header.hash = 0;
-    head.header.check = 0;
-    uint32_t start = unwind((uint32_t)record->hash, record + 1, (size_t)length - sizeof *record);
-    *seed = unwind(start, &head, sizeof head);
-    return (uint16_t)start == record->check;
-}
-
-/* Looks for a seed that makes sense of at least two records. */
-static bool find_seed(const unsigned char *bytes, const struct ds_piece *piece, uint32_t *seed) {
-    uint64_t size = piece->end - piece->base;
-    uint32_t one = 0;
-    bool have_one = false;
-    for (uint64_t at = DS_SEGMENT_HEADER; size - at >= sizeof(struct ds_frame) + sizeof(struct ds_record); at += 8) {
-        const struct ds_frame *frame = (const struct ds_frame *)(const void *)(bytes + at);
-        const struct ds_record *record = (const struct ds_record *)(const void *)(frame + 1);
-        if (frame->word0 >> 48 != DS_FRAME_MARK || !ds__frame_well_formed(frame, frame->word0, size - at) ||
-            frame->count == 0 || !seed_of(record, piece->base + at + sizeof *frame, seed) ||
-            !whole(frame, size - at, *seed, piece->base + at))
-            continue;
-        if (frame->count > 1 || (have_one && one == *seed))
-            return true;
-        have_one = true;
-        one = *seed;
-    }
-    return false;
-}
-
-static bool any_frame(const unsigned char *bytes, const struct ds_piece *piece) {
-    uint64_t size = piece->end - piece->base;
-    for (uint64_t at = DS_SEGMENT_HEADER; size - at >= sizeof(struct ds_frame); at += 8)
-        if (whole((const struct ds_frame *)(const void *)(bytes + at), size - at, piece->seed, piece->base + at))
-            return true;
-    return false;
-}
-
 /* ---- walking --------------------------------------------------------------------------------------------------- */
 
 struct scan {
@@ -312,7 +223,7 @@ static enum verdict judge(const struct scan *scan, const struct ds_frame *frame)
         return BROKEN;
     if (ds__frame_valid(frame, room, scan->piece->seed, offset, scan->before) && frame->count > 0)
         return frame->sequence > scan->last || (frame->sequence == scan->last && !commit) ? CHAINED : BROKEN;
-    if (!whole(frame, room, scan->piece->seed, offset))
+    if (!ds__frame_whole(frame, room, scan->piece->seed, offset))
         return BROKEN;
     return !commit || frame->sequence > scan->last ? WHOLE : BROKEN;
 }
@@ -391,8 +302,10 @@ static ds_status scan_bytes(struct scan *scan, struct ds_piece *piece, const str
     ds_status status = read_segment(scan->salvage->directory, piece->base, bytes, piece->end - piece->base, &found);
     if (status != DS_OK)
         return status;
+    uint64_t size = piece->end - piece->base;
     uint32_t seed;
-    if (!piece->valid && !scan->salvage->surveyed && !any_frame(bytes, piece) && find_seed(bytes, piece, &seed))
+    if (!piece->valid && !scan->salvage->surveyed && !ds__any_frame_whole(bytes, size, piece->base, piece->seed) &&
+        ds__find_seed(bytes, size, piece->base, &seed))
         piece->seed = seed;
     scan->piece = piece;
     scan->bytes = bytes;

@@ -946,7 +946,7 @@ MUTANTS = [
     # ---- repair --------------------------------------------------------------------------------
     mutant(
         "salvage-believes-half-a-commit",
-        "salvage.c",
+        "intact.c",
         "a frame behind a damaged one may end in the middle of its commit",
         (
             "    return !record_at(bytes + at, room - at, seed, offset + at);",
@@ -955,7 +955,7 @@ MUTANTS = [
     ),
     mutant(
         "salvage-without-hashes",
-        "salvage.c",
+        "intact.c",
         "records behind a damaged place are believed unseen",
         (
             "return length <= room && ds__record_valid(seed, offset, record, length);",
@@ -966,7 +966,10 @@ MUTANTS = [
         "salvage-needs-headers",
         "salvage.c",
         "a damaged segment header loses the whole segment",
-        ("&& find_seed(bytes, piece, &seed))", "&& find_seed(bytes, piece, &seed) && false)"),
+        (
+            "ds__find_seed(bytes, size, piece->base, &seed))",
+            "ds__find_seed(bytes, size, piece->base, &seed) && false)",
+        ),
     ),
     mutant(
         "salvage-beyond-the-end",
