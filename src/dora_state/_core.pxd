@@ -188,6 +188,7 @@ cdef class Store:
     cdef readonly unsigned long long incarnation
     cdef object __weakref__
     cdef Py_ssize_t direct_calls  # the same for those below, who may not have had the GIL at all
+    cdef long opener  # pid
 
     # For Cython operators, also without the GIL: docs/cython.md. Keys and values are pointer and size, a key in UTF-8.
     cdef uint64_t put_direct(self, const void *key, size_t key_size, const void *value, size_t size) except 0 nogil

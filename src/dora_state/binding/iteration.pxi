@@ -80,6 +80,7 @@ cdef class _Changes:
 
     cdef Store store
     cdef ds_changes *changes
+    cdef bint busy  # another thread is in __next__ without the GIL
 
     def __cinit__(self, Store store not None, uint64_t after):
         self.store = store
@@ -100,6 +101,24 @@ cdef class _Changes:
         return self
 
     def __next__(self):
+        if self.busy:
+            raise ValueError("another thread is taking the next item of this iteration")
+        if self.changes is NULL:
+            raise StopIteration
+        self.busy = True
+        try:
+            return self._next_commit()
+        except StopIteration:
+            raise
+        except BaseException:
+            # As of a generator: going on could tell the rest of a commit as if it were the whole.
+            ds_changes_close(self.changes)
+            self.changes = NULL
+            raise
+        finally:
+            self.busy = False
+
+    cdef object _next_commit(self):
         cdef ds_change_told told
         cdef ds_status status
         cdef dict commit = {}

@@ -69,6 +69,7 @@ cdef class Store:
             status = ds_open(c_name, &options, &self.handle)
         if status != DS_OK:
             raise _error(status)
+        self.opener = os.getpid()
         self.path = os.fsdecode(name)
         self.durability = durability
         self.read_only = read_only
@@ -92,8 +93,14 @@ cdef class Store:
         cdef ds_store *handle = self.handle
         cdef ds_status status
         _set_handle(&self.handle, NULL)
-        while self.calls > 0 or _direct_calls(&self.direct_calls) > 0:
-            time.sleep(0.001)  # gives up the GIL, which they need to end
+        # In a forked child the threads that were in a call are not there, to end it.
+        while self.opener == os.getpid() and (self.calls > 0 or _direct_calls(&self.direct_calls) > 0):
+            try:
+                time.sleep(0.001)  # gives up the GIL, which they need to end
+            except BaseException:  # Ctrl-C; or nobody could ever close it
+                if handle is not NULL:
+                    _set_handle(&self.handle, handle)
+                raise
         with nogil:
             status = ds_close(handle)
         if status != DS_OK:
@@ -235,7 +242,7 @@ cdef class Store:
         cdef const char *c_key
         cdef ds_value value
         cdef ds_status status
-        if not isinstance(key, str):
+        if not isinstance(key, (str, RawKey)):
             return False
         c_key = _key(key, &key_size)
         status = ds_get(self.handle, DS_USER, c_key, key_size, &value)

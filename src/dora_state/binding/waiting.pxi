@@ -16,8 +16,8 @@ cdef object _wait(Store store, key, uint64_t after, timeout, bint prefix):
     deadline = None if timeout is None else time.monotonic() + min(timeout, _FOR_EVER_S)
     while True:
         # In slices, so that signals are handled while nothing happens.
-        left_ms = _SLICE_MS if deadline is None else <int64_t>min(
-            _SLICE_MS, max(0, math.ceil((deadline - time.monotonic()) * 1000)))
+        left_ms = _SLICE_MS if deadline is None else <int64_t>math.ceil(
+            min(_SLICE_MS, max(0, (deadline - time.monotonic()) * 1000)))
         store.calls += 1
         with nogil:
             status = ds_wait(store.handle, DS_USER, c_key, key_size, prefix, after, left_ms, &sequence)
