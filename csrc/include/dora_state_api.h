@@ -72,10 +72,17 @@ extern "C" {
     X(turn_end)                                                                                                        \
     X(cursor_ttl)
 
+/* C++ takes a member's type by a name that the member itself hides only if it is said to be the global one. */
+#ifdef __cplusplus
+#define DS_API_TYPE(name) __typeof__(::ds_##name)
+#else
+#define DS_API_TYPE(name) __typeof__(ds_##name)
+#endif
+
 struct ds_api {
     uint32_t version; /* DS_API_VERSION of the engine */
     uint32_t size;    /* of its table, in bytes */
-#define X(name) __typeof__(ds_##name) *ds_##name;
+#define X(name) DS_API_TYPE(name) *ds_##name;
     DS_API_MAP(X)
 #undef X
 };

@@ -15,8 +15,9 @@ static PyObject *round_trip(PyObject *self, PyObject *arguments) {
         return NULL;
     ds_options options;
     ds_store *store;
-    ds_value found = {0};
+    ds_value found;
     ds_status status;
+    memset(&found, 0, sizeof found);
     api->ds_options_init(&options);
     PyThreadState *thread = PyEval_SaveThread();
     status = api->ds_open(path, &options, &store);
@@ -31,7 +32,7 @@ static PyObject *round_trip(PyObject *self, PyObject *arguments) {
         PyErr_Format(PyExc_OSError, "%s: %s", api->ds_status_name(status), api->ds_error());
         return NULL;
     }
-    PyObject *out = PyBytes_FromStringAndSize(found.data, (Py_ssize_t)found.size);
+    PyObject *out = PyBytes_FromStringAndSize((const char *)found.data, (Py_ssize_t)found.size);
     api->ds_unpin(&found);
     return out;
 }

@@ -22,19 +22,23 @@ from dora_state.runtime.step import Stage
 HERE = Path(__file__).parent
 
 
-def build(folder: Path, source: Path, *flags: str) -> ModuleType:
-    """Compiles and imports one extension module. It links nothing."""
+def build(folder: Path, source: Path, *flags: str, cpp: bool = False) -> ModuleType:
+    """Compiles and imports one extension module, also as C++. It links nothing."""
     if source.suffix == ".pyx":
+        generated = folder / f"{source.stem}.{'cpp' if cpp else 'c'}"
+        language = ["--cplus"] if cpp else []
         subprocess.run(
-            [sys.executable, "-m", "cython", "-3", source, "-o", folder / f"{source.stem}.c"],
+            [sys.executable, "-m", "cython", "-3", *language, source, "-o", generated],
             check=True,
             cwd=folder,
         )
-        source = folder / f"{source.stem}.c"
+        source = generated
     module = folder / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
     compiler = shlex.split(sysconfig.get_config_var("CC"))
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{dora_state.get_include()}"]
-    command = [*compiler, "-shared", "-fPIC", "-O1", *flags, *includes, source, "-o", module]
+    language = ["-x", "c++"] if cpp else []
+    options = ["-shared", "-fPIC", "-O1", *flags, *includes, *language]
+    command = [*compiler, *options, source, "-o", module]
     subprocess.run(command, check=True, cwd=folder)
     spec = importlib.util.spec_from_file_location(source.stem, module)
     loaded = importlib.util.module_from_spec(spec)
@@ -45,6 +49,14 @@ def build(folder: Path, source: Path, *flags: str) -> ModuleType:
 @pytest.fixture(scope="session")
 def direct(tmp_path_factory):
     return build(tmp_path_factory.mktemp("direct"), HERE / "direct.pyx")
+
+
+def test_cython_makes_cpp_of_it_too(tmp_path, store):
+    module = build(tmp_path, HERE / "direct.pyx", "-std=c++17", cpp=True)
+    sequence = module.put(store, b"pose", b"1234")
+    assert store.entry("pose") == (b"1234", sequence)
+    assert module.get(store, b"pose", 100) == (4, b"1234")
+    assert module.commit(store, {b"a": b"1"}, [b"pose"]) == sequence + 1
 
 
 @pytest.fixture
@@ -179,8 +191,10 @@ def test_save_state_in_a_handler_is_staged(direct, monkeypatch):
 # C
 
 
-def test_a_c_module_uses_the_table(tmp_path):
-    plain = build(tmp_path, HERE / "plain.c", "-Wall", "-Wextra", "-Werror")
+@pytest.mark.parametrize("standard", ["c99", "c17", "c++11", "c++20"])
+def test_a_c_module_uses_the_table(tmp_path, standard):
+    flags = ("-Wall", "-Wextra", "-Werror", f"-std={standard}")
+    plain = build(tmp_path, HERE / "plain.c", *flags, cpp="++" in standard)
     path = str(tmp_path / "store")
     assert plain.round_trip(path, b"\xff\x00key", b"value" * 10_000) == b"value" * 10_000
     with pytest.raises(OSError, match="TOO_LARGE"):
