@@ -22,7 +22,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "coverage"
 OBJECTS = ["CMakeFiles/dora_state_core.dir/csrc", "tests/c/faults/CMakeFiles/faulty_engine.dir"]
-FILES = ["append.c", "commit.c", "writer.c", "recovery.c", "rebuild.c", "log.c", "compaction.c"]
+FILES = [
+    "append.c",
+    "commit.c",
+    "writer.c",
+    "recovery.c",
+    "rebuild.c",
+    "log.c",
+    "compaction.c",
+    "relocation.c",
+]
 FLAGS = "--coverage -O0 -fprofile-update=atomic"
 LEFT_OUT = "large|fuzz|kill_sweep|linearizability|every_instruction|bit_flips|test_faults"  # slow
 

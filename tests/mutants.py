@@ -439,13 +439,13 @@ MUTANTS = [
     ),
     mutant(
         "expiry-not-moved",
-        "compaction.c",
+        "relocation.c",
         "a key that compaction has moved has lost its deadline",
         ("        plan.expiry = ds__record_expiry(record);", "        plan.expiry.written = 0;"),
     ),
     mutant(
         "expired-slot-kept",
-        "compaction.c",
+        "relocation.c",
         "the index names a record that is dropped",
         (
             "        if (plan->op != DS_RECORD_TOMBSTONE && plan->replaced_bytes == 0)\n",
@@ -775,7 +775,7 @@ MUTANTS = [
     ),
     mutant(
         "compaction-drops-unread-what-is-named",
-        "compaction.c",
+        "relocation.c",
         "a segment in which keys still live is dropped as if all of it were dead",
         (
             "    return segment->end <= pass->oldest_named;",
@@ -784,7 +784,7 @@ MUTANTS = [
     ),
     mutant(
         "compaction-forgets-the-last-batch",
-        "compaction.c",
+        "relocation.c",
         "live records are dropped with their segment",
         (
             "    return status == DS_OK ? flush(pass) : status;",
@@ -802,7 +802,7 @@ MUTANTS = [
     ),
     mutant(
         "relocation-gets-a-new-sequence",
-        "compaction.c",
+        "relocation.c",
         "a key's sequence changes though nobody wrote it",
         (".sequence = record->sequence, .op = record->op}", ".sequence = 0, .op = record->op}"),
     ),

@@ -175,7 +175,7 @@ HEADERS = [
     "index",
     "segment",
 ]
-HEADERS += ["store", "log", "rebuild", "salvage"]
+HEADERS += ["store", "log", "rebuild", "relocation", "salvage"]
 # Tools that know nothing of a store: what they may include of ours.
 TOOLS = {
     "status": {"status"},
