@@ -330,6 +330,17 @@ def test_an_operator_that_is_given_up_answers_with_its_crash(tmp_path):
     assert host.outcome.failed
 
 
+def test_how_an_operator_ended_that_is_given_up_is_known(tmp_path):
+    """Nothing comes after it that could tell later."""
+    policy = RestartPolicy(restart_policy="never")
+    with make(write(tmp_path, LEDGER), tmp_path, policy=policy) as host:
+        host.send("in", b"1")
+        kill(host.status["worker_pid"])
+        with pytest.raises(OperatorError, match=r"signal 9 \(SIGKILL\)"):
+            host.send("in", b"2")
+        assert host.status["last_crash"]["signal"] == signal.SIGKILL
+
+
 def test_an_operator_that_cannot_start_is_told_at_once(tmp_path):
     policy = RestartPolicy(restart_policy="never")
     source = LEDGER.replace("self.count = self.total = 0", "self.count = 1 / 0")

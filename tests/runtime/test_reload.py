@@ -184,7 +184,7 @@ def test_an_operator_that_dies_in_a_reload_is_restarted_with_the_new_code(host):
         hosted,
         f"import os\nif os.getpid() == {pid}: os.abort()\n" + textwrap.dedent(NEW),
     )
-    assert reload(hosted) == {"started": True}
+    assert reload(hosted) == {"died": "signal 6 (SIGABRT)"}
     assert wait_gone(pid)
     hosted.send(1)
     assert hosted.wait_outputs(2)[1] == "new 1 2 1"

@@ -51,6 +51,11 @@ def reload(node: str, dataflow: str | None, state_dir: Path | None, timeout: flo
         raise StateError(
             f"the new code of node {node} failed, and the old goes on: {failure['error']}; mend it and reload again"
         )
+    if "died" in answer:
+        raise StateError(
+            f"node {node} died before it had reloaded ({answer['died']}), and its successor starts with the new code;"
+            " see its log, and mend the file if it does not come back"
+        )
     if "reloaded" in answer:
         click.echo(f"{node} runs the new code")
     else:

@@ -49,7 +49,7 @@ from dora_state.runtime.snapshot import Keeper
 from dora_state.runtime.status import Account
 from dora_state.runtime.stopping import Outcome, Stopping
 from dora_state.runtime.succession import Succession
-from dora_state.runtime.verdict import Verdict, log_death
+from dora_state.runtime.verdict import REASON_PATIENCE_S, Verdict, log_death
 from dora_state.runtime.workers import Worker, Workers, import_error
 from dora_state.runtime.zygote import Zygote
 
@@ -334,7 +334,9 @@ class Machine:
         self.succession.on_death()
         if self.keeper is not None:
             self.keeper.end()
-        self.requests.restarted()
+        if self.requests.awaits_reload:
+            self.workers.await_reason(dead, REASON_PATIENCE_S)
+            self.requests.died(dead.describe_end())
         self._conclude(dead, self.delivery.settle(self.store, dead))
         if not dead.holds_nothing:
             self.succession.await_gone(dead)
@@ -366,6 +368,7 @@ class Machine:
         if self._is_over_after(ending, decision):
             pass  # (6)
         elif decision.action is Action.STOP:
+            self.workers.await_reason(dead, REASON_PATIENCE_S)  # this is what is told at the end
             self.stopping.failed = not ending.asked
             self._begin_stop(clean=ending.asked, why=decision.why)  # (7)
         else:

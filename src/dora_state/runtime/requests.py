@@ -72,8 +72,12 @@ class Requests:
             reply({"failure": failure} if failure else {"reloaded": True})
         del self._reloads[:1]
 
-    def restarted(self) -> None:
-        """The worker that was to reload is dead, and its successor has the new code anyway."""
+    @property
+    def awaits_reload(self) -> bool:
+        return bool(self._reloads)
+
+    def died(self, how: str) -> None:
+        """The worker that was to reload is dead. Its successor, if there is one, has the new code anyway."""
         for reply in self._reloads:
-            reply({"started": True})
+            reply({"died": how})
         self._reloads.clear()

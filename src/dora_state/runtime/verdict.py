@@ -20,7 +20,7 @@ from dora_state.runtime.workers import Worker, Workers
 
 log = logging.getLogger("dora_state.supervisor")
 
-_REASON_PATIENCE_S = 0.2
+REASON_PATIENCE_S = 0.2
 
 
 class Verdict:
@@ -86,7 +86,7 @@ class Verdict:
         """The event goes to the dead letters. False: they cannot be written now."""
         event = self._delivery.replay
         assert event is not None
-        self._workers.await_reason(dead, _REASON_PATIENCE_S)
+        self._workers.await_reason(dead, REASON_PATIENCE_S)
         try:
             letter = self._letters.bury(event, attempts, dead)
         except (StateError, OSError) as error:
