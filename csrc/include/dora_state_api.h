@@ -74,15 +74,15 @@ extern "C" {
 
 /* C++ takes a member's type by a name that the member itself hides only if it is said to be the global one. */
 #ifdef __cplusplus
-#define DS_API_TYPE(name) __typeof__(::ds_##name)
+#define DS_API_GLOBAL ::
 #else
-#define DS_API_TYPE(name) __typeof__(ds_##name)
+#define DS_API_GLOBAL
 #endif
 
 struct ds_api {
     uint32_t version; /* DS_API_VERSION of the engine */
     uint32_t size;    /* of its table, in bytes */
-#define X(name) DS_API_TYPE(name) *ds_##name;
+#define X(name) __typeof__(DS_API_GLOBAL ds_##name) *ds_##name;
     DS_API_MAP(X)
 #undef X
 };
