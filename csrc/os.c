@@ -259,8 +259,6 @@ void ds__os_unlock(int fd) {
 
 /* ---- mappings -------------------------------------------------------------------------------------------------- */
 
-enum { HUGE_FROM = 2 * 1024 * 1024 };
-
 ds_status ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size, bool writable,
                      void **out) {
     int protection = PROT_READ | (writable ? PROT_WRITE : 0);
@@ -279,7 +277,7 @@ ds_status ds__os_map_anonymous(uint64_t size, void **out) {
     void *address = CALL(MAP_FAILED, mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (address == MAP_FAILED)
         return ds__fail(DS_NO_MEMORY, errno, "cannot map %llu bytes of memory", (unsigned long long)size);
-    if (size >= HUGE_FROM) /* what is mapped so is an index, accessed all over */
+    if (size >= DS_OS_LARGE_PAGE) /* what is mapped so is an index, accessed all over */
         ds__os_large_pages(address, size);
     *out = address;
     return DS_OK;

@@ -85,6 +85,7 @@ void ds__os_populate(void *address, uint64_t size);
 /* Gives back the page table entries of what is mapped of a file, whole pages only; the bytes stay where they are, in the page
  * cache, and the next touch is a page fault. A hint. */
 void ds__os_let_go(void *address, uint64_t size);
+enum { DS_OS_LARGE_PAGE = 2 * 1024 * 1024 }; /* the usual size */
 /* What is mapped here may come in large pages, of a file too where its file system has them. A hint. */
 void ds__os_large_pages(void *address, uint64_t size);
 /* Puts a mapped range on disk: msync(MS_SYNC) is fdatasync of the range without needing the descriptor. */

@@ -283,8 +283,8 @@ ds_status ds__segment_check(const struct ds_directory *directory, const char *na
     return DS_OK;
 }
 
-ds_status ds__segment_map(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
-                          struct ds_segment **out) {
+static ds_status map_segment(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
+                             struct ds_segment **out) {
     struct ds_segment *segment = calloc(1, sizeof *segment);
     if (segment == NULL)
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
@@ -299,6 +299,16 @@ ds_status ds__segment_map(const struct ds_segments *segments, const char *name, 
     atomic_init(&segment->mapping.references, 1);
     *out = segment;
     return DS_OK;
+}
+
+/* In a shorter segment the file system would make large pages too, but the processor maps them in small pieces: then each
+ * piece that is written again after a sync takes a page fault that costs as much as the whole. */
+ds_status ds__segment_map_new(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
+                              struct ds_segment **out) {
+    ds_status status = map_segment(segments, name, fd, size, out);
+    if (status == DS_OK && segments->large_pages && size >= DS_OS_LARGE_PAGE)
+        ds__os_large_pages((*out)->mapping.bytes, size);
+    return status;
 }
 
 static void describe(struct ds_segment *segment) {
@@ -323,7 +333,7 @@ ds_status ds__segment_open(const struct ds_segments *segments, uint64_t base, st
     if (status == DS_OK && size < DS_SEGMENT_HEADER)
         status = damaged(segments->directory, name, "shorter than a segment's header");
     if (status == DS_OK)
-        status = ds__segment_map(segments, name, fd, size, &segment);
+        status = map_segment(segments, name, fd, size, &segment);
     ds__os_close(fd);
     if (status == DS_OK)
         status = ds__segment_check(segments->directory, name, ds__segment_header(segment), base, size, segments->uuid);
@@ -358,7 +368,7 @@ static ds_status take_file(struct ds_segments *segments, const char *from, bool 
     if (status == DS_OK && found != size)
         status = ds__fail(DS_FULL, 0, "%s/%s: the reserve is not usable", segments->directory->path, from);
     if (status == DS_OK)
-        status = ds__segment_map(segments, from, fd, size, out);
+        status = ds__segment_map_new(segments, from, fd, size, out);
     ds__os_close(fd);
     return status;
 }

@@ -53,6 +53,7 @@ struct ds_segment_table {
 struct ds_segments {
     const struct ds_directory *directory;
     bool writable;
+    bool large_pages; /* for new segments that have room for one: a third of the time, but a sync writes it whole */
     uint8_t uuid[16];
     _Atomic(struct ds_segment_table *) table;
     _Atomic uint64_t start;             /* segments below are not in the table any more */
@@ -127,8 +128,8 @@ ds_status ds__segments_add(struct ds_segments *segments, struct ds_segment *segm
  * thread knows the handle. */
 void ds__segments_drop(struct ds_segments *segments, uint64_t base);
 /* Maps a file that is to be a segment and is all zero. */
-ds_status ds__segment_map(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
-                          struct ds_segment **out);
+ds_status ds__segment_map_new(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
+                              struct ds_segment **out);
 /* Writes its header: see ds__segment_create(). */
 ds_status ds__segment_begin(struct ds_segment_header *header, struct ds_segment *segment);
 /* Makes the file of a new segment, header and all, and renames it into place as its last step. `header` needs uuid,

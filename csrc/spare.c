@@ -48,7 +48,7 @@ static ds_status make(ds_store *store, struct ds_spare *spare, uint64_t size) {
     if (status == DS_OK)
         status = ds__os_allocate(&store->directory, NAME, spare->fd, size);
     if (status == DS_OK)
-        status = ds__segment_map(&store->segments, NAME, spare->fd, size, &spare->segment);
+        status = ds__segment_map_new(&store->segments, NAME, spare->fd, size, &spare->segment);
     if (status == DS_OK)
         ds__os_populate(spare->segment->mapping.bytes, size);
     spare->made_ns = ds__os_now_ns();

@@ -111,6 +111,7 @@ ds_status ds_open(const char *path, const ds_options *options, ds_store **out) {
     if (store == NULL)
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     store->options = *options;
+    store->segments.large_pages = options->durability == DS_PROCESS; /* the others sync often and little */
     store->stamp = ds__os_process_stamp();
     store->control_fd = -1;
     store->directory.fd = -1;
