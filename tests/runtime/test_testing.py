@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -16,8 +12,6 @@ from dora_state import testing
 from dora_state.errors import OperatorError
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.testing import run_operator
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -195,22 +189,3 @@ def test_an_error_in_the_block_is_the_one_that_is_seen(counter, tmp_path):
     with pytest.raises(ZeroDivisionError), run_operator(counter, tmp_path) as op:
         op.kill_at("event")
         raise ZeroDivisionError
-
-
-def snippets(path: Path, has: str) -> list[str]:
-    """Python in a document that mentions something."""
-    found = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-    return [each for each in found if has in each]
-
-
-def test_the_example_of_the_documentation_passes(tmp_path):
-    pytest.importorskip("dora")
-    (tmp_path / "counter.py").write_text(snippets(REPOSITORY / "README.md", "restore_state")[0])
-    (example,) = snippets(REPOSITORY / "docs" / "operators.md", "run_operator")
-    (tmp_path / "test_counter.py").write_text(example)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_counter.py"]
-    result = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ)
-    )
-    assert result.returncode == 0, result.stdout
-    assert "1 passed" in result.stdout
