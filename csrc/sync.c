@@ -51,6 +51,12 @@ ds_status ds__floor_write(const struct ds_directory *directory, const uint8_t uu
     if (status != DS_OK)
         return status;
     status = ds__os_write(directory, FLOOR, fd, slot, sizeof *slot, slot->count % DS_FLOOR_SLOTS * DS_FLOOR_SPACING);
+    if (status == DS_OK && made) {
+        /* Room for the other slot, too: else a full disk would refuse the next open, and with it deletes. */
+        struct ds_floor none = {0};
+        (void)ds__os_write(directory, FLOOR, fd, &none, sizeof none,
+                           (slot->count + 1) % DS_FLOOR_SLOTS * DS_FLOOR_SPACING);
+    }
     if (status == DS_OK && (durable || made))
         status = ds__os_datasync(directory, FLOOR, fd);
     ds__os_close(fd);

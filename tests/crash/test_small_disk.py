@@ -69,6 +69,29 @@ def test_i20_a_full_disk_refuses_puts_and_takes_deletes(tmp_path, value_bytes):
     _in_own_mounts(tmp_path, script, "size=1m")
 
 
+@pytest.mark.parametrize("opens", [1, 2, 3])
+def test_i20_a_store_is_opened_on_a_full_disk(tmp_path, opens):
+    """By a process that comes later: it can delete, and overwrite as long as there is room in the segment."""
+    script = f"""
+    for i in range({opens}):
+        with Store(disk + "/store") as store:
+            store.update({{"a": b"1", "b": bytes(1000)}})
+    with open(disk + "/filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+    with Store(disk + "/store") as store:
+        store.delete("b")
+        store.put("a", b"2")
+        store.compact()
+    with Store(disk + "/store") as store:
+        assert dict(store) == {{"a": b"2"}}
+    """
+    _in_own_mounts(tmp_path, script, "size=1m")
+
+
 def test_i20_what_has_expired_makes_room_on_a_full_disk(tmp_path):
     script = """
     import os, subprocess
