@@ -111,6 +111,24 @@ def test_an_update_is_one_commit(store):
     assert store.entry("b") == Entry(b"2", sequence)
 
 
+def test_an_update_takes_what_a_dict_takes(store):
+    store.update([("a", b"1"), ["b", b"2"], ("c", bytearray(b"3"))], d=b"4")
+    store.update([["e", b"5"], ("f", b"6"), ("f", b"7")])
+    assert dict(store.items()) == dict(
+        zip("abcdef", (b"1", b"2", b"3", b"4", b"5", b"7"), strict=True)
+    )
+    before = store.stats()["sequence"]
+    for wrong in (
+        [("g", b"8"), ("h",)],
+        [("g", b"8"), 9],
+        [("g", b"8"), ("h", "text")],
+        [("g", b"8"), (9, b"")],
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            store.update(wrong)
+    assert store.stats()["sequence"] == before
+
+
 def test_compare_and_put_takes_only_the_present_sequence(store):
     first = store.compare_and_put("a", b"1", expected=0)
     second = store.compare_and_put("a", b"2", expected=first)

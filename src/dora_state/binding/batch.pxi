@@ -144,3 +144,15 @@ cdef class Batch:
         self.room = room
         self.bytes = size
         raise error
+
+
+cdef bint _add_pairs(Batch batch, list pairs) except -1:
+    """Puts them all. False, and nothing is: they are not all tuples of two, so a dict should see them."""
+    cdef object pair, value
+    for pair in pairs:
+        if type(pair) is not tuple or len(<tuple>pair) != 2:
+            batch.clear()
+            return False
+        value = (<tuple>pair)[1]
+        batch._add(DS_PUT, DS_USER, (<tuple>pair)[0], value if PyBytes_CheckExact(value) else _as_bytes(value), None)
+    return True

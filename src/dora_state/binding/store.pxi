@@ -318,6 +318,8 @@ cdef class Store:
         """Puts all of these in one commit and returns its sequence."""
         cdef Batch batch = _new_batch(self)
         cdef object key, value
+        if not more and type(other) is list and _add_pairs(batch, <list>other):
+            return batch.commit()
         if more or not PyDict_CheckExact(other):
             other = dict(other, **more)
         for key, value in (<dict>other).items():
