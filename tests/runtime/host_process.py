@@ -36,7 +36,7 @@ def main() -> int:
     supervisor = Supervisor(
         config,
         lambda output: say(output=bytes(output.value).decode()),
-        publish=lambda status: say(zygote=supervisor.workers.zygote_pid, **status),
+        publish=lambda status: say(zygote=supervisor.workers.births.zygote_pid, **status),
     )
     signal.signal(signal.SIGTERM, lambda *_: supervisor.request_stop())
     signal.set_wakeup_fd(supervisor.wakeup_fd, warn_on_full_buffer=False)

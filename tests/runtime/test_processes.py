@@ -10,11 +10,13 @@ import contextlib
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
-from hosting import PATIENCE_S, kill, ledger, wait_file, wait_gone
+from hosting import LEDGER, PATIENCE_S, kill, ledger, wait_file, wait_gone
 from killable import HostProcess
 
 from dora_state.runtime import process
@@ -544,3 +546,66 @@ def test_a_segfault_leaves_its_traceback_in_the_log(host, capfd):
     error = capfd.readouterr().err
     assert "Fatal Python error: Segmentation fault" in error
     assert "killpoint.py" in error
+
+
+def state_of(pid: int) -> str:
+    """As /proc says it; "Z" is a zombie, "" is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+KILLED_AT_THE_END = {
+    "nobody": lambda guardian, zygote, worker: (),
+    "the guardian": lambda guardian, zygote, worker: (guardian,),
+    "the zygote": lambda guardian, zygote, worker: (zygote,),
+    "guardian and zygote": lambda guardian, zygote, worker: (guardian, zygote),
+    "all": lambda guardian, zygote, worker: (guardian, zygote, worker),
+}
+
+
+@pytest.mark.parametrize("victims", KILLED_AT_THE_END.values(), ids=KILLED_AT_THE_END.keys())
+def test_the_end_has_reaped_everything_when_it_is_told(host, victims):
+    """Looked at once, not after a while: who was told of the end may start the next node."""
+    before = process.children()
+    # Much to free: a process is not gone at once.
+    heap = 'self.heap = bytearray(b"x") * (256 << 20); self.count = self.total = 0'
+    hosted = host(LEDGER.replace("self.count = self.total = 0", heap)).start()
+    hosted.wait_spare()
+    guardian = hosted.supervisor.workers.births._zygote.guardian_pid
+    zygote = hosted.supervisor.workers.births.zygote_pid
+    family = {guardian, *descendants(guardian)}
+    assert len(family) == 4
+    for pid in victims(guardian, zygote, hosted.wait_running()["worker_pid"]):
+        kill(pid)
+    hosted.supervisor.request_stop()
+    family |= descendants(os.getpid()) - before
+    hosted.wait_end()
+    left = {pid: state_of(pid) for pid in family}
+    # Those that a killed guardian has left are reaped by whoever adopts orphans here.
+    assert all(state in ("", "Z", "X") for state in left.values()), left
+    assert process.children() <= before
+
+
+def test_children_that_the_kernels_list_misses_are_ended_too():
+    """proc(5): the list is reliable only while all children are stopped. Here it misses all but one."""
+    code = """
+import os, time
+from dora_state.runtime import process
+process.become_subreaper()
+for number in range(5):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(1000)
+        time.sleep(1000)
+whole = process.children
+process.children = lambda: set(list(whole())[:1]) if len(whole()) == 5 else set()
+process.end_children()
+try:
+    os.waitpid(-1, os.WNOHANG)
+except ChildProcessError:
+    print("none")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "none\n", done.stderr

@@ -234,7 +234,7 @@ def test_restarts_leave_nothing_open_and_no_process_behind(host):
     hosted.wait_running(incarnation + 1)
     # One to three workers exist at any time, one of them dying, six descriptors each.
     assert max(open_after) <= open_after[0] + 12
-    zygote = hosted.supervisor.workers.zygote_pid
+    zygote = hosted.supervisor.workers.births.zygote_pid
     hosted.finish()
     assert wait_gone(zygote)
 

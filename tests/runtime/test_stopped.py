@@ -8,7 +8,7 @@ import threading
 import pytest
 from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger, wait_file, wait_gone
 
-from dora_state.runtime import workers as workers_module
+from dora_state.runtime import births
 
 # Waits inside of its first event, until a file is there, and tells that it does.
 WAITS = LEDGER.replace(
@@ -85,14 +85,14 @@ def test_a_stopped_worker_does_not_keep_the_host_from_ending(host):
 def test_a_zygote_that_does_not_answer_is_woken_and_then_replaced(
     host, monkeypatch, caplog, resumes
 ):
-    monkeypatch.setattr(workers_module, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(births, "_ANSWER_S", 0.2)
     hosted = host().start()
     hosted.send(0)
     hosted.wait_outputs(1)
     hosted.wait_spare()
-    zygote = hosted.supervisor.workers.zygote_pid
+    zygote = hosted.supervisor.workers.births.zygote_pid
     if not resumes:
-        hosted.supervisor.workers._zygote.wake = lambda: None
+        hosted.supervisor.workers.births._zygote.wake = lambda: None
     kill(zygote, signal.SIGSTOP)
     for incarnation in (1, 2):  # the spare takes over once, and then there is none
         kill(hosted.wait_running(incarnation)["worker_pid"])
@@ -101,7 +101,7 @@ def test_a_zygote_that_does_not_answer_is_woken_and_then_replaced(
     assert hosted.wait_outputs(2) == ledger(2)
     assert "does not answer; it gets SIGCONT" in caplog.text
     assert ("it is killed" in caplog.text) == (not resumes)
-    assert (hosted.supervisor.workers.zygote_pid == zygote) == resumes
+    assert (hosted.supervisor.workers.births.zygote_pid == zygote) == resumes
 
 
 def test_a_backlog_that_is_longer_than_the_grace_leaves_time_for_the_teardown(

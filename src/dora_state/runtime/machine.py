@@ -160,7 +160,7 @@ class Machine:
         times = self.stopping.dues()
         if self.state in (State.WAITING, State.DEGRADED):
             times.append(self._start_at)
-        times += [due for due in (self.hang.due, self.workers.answer_due) if due is not None]
+        times += [due for due in (self.hang.due, self.workers.births.due) if due is not None]
         if self._wants_spare():
             times.append(self.workers.spare_not_before)
         return max(0.0, min(times) - time.monotonic()) if times else None
@@ -169,7 +169,7 @@ class Machine:
         now = time.monotonic()
         if self.stopping.check(now) and self.state is not State.ENDED:
             self._cut_off()
-        self.workers.check_zygote(now)
+        self.workers.births.check(now)
         if self.hang.check(now):
             self.publish()
         if self.state in (State.WAITING, State.DEGRADED) and now >= self._start_at:
@@ -256,6 +256,7 @@ class Machine:
         each.is_ready = True
         each.beside = None
         each.ready = document
+        self.workers.births.is_proven()
         self.account.take_ready(document)
         self.verdict.after_restore()
         if undone := self._offer.accepted():
@@ -393,6 +394,8 @@ class Machine:
 
     def _judge(self, dead: Worker, ending: Ending) -> policy.Decision:
         assert self.store is not None
+        if not dead.was_born:
+            return policy.Decision(Action.RESTART)  # not charged; births.py has the delays
         if not dead.is_ready and not ending.restoring and dead.beside is not None:
             # Its __init__ ran beside what was left of its predecessor, and may have failed for that:
             # not charged, and the next one waits.
@@ -441,8 +444,7 @@ class Machine:
             return
         self.state = State.STOPPING
         self.stopping.begin(clean=clean, why=why)
-        self.workers.closing = True
-        self.workers.kill_spare()
+        self.workers.close_down()
         if self.succession.current is None:
             self._end()
         else:

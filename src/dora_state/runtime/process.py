@@ -53,9 +53,13 @@ def children() -> set[int]:
             with open(f"/proc/self/task/{task}/children", "rb") as file:
                 found.update(int(pid) for pid in file.read().split())
     except OSError:  # a thread that ended just now, or a kernel without CONFIG_PROC_CHILDREN
-        me = os.getpid()
-        return {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) == me}
+        return _children_by_search()
     return found
+
+
+def _children_by_search() -> set[int]:
+    me = os.getpid()
+    return {int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _parent(pid) == me}
 
 
 def kill_child(pid: int) -> bool:
@@ -76,7 +80,8 @@ def end_children(spared: Collection[int] = (), patience_s: float | None = None) 
     """
     deadline = None if patience_s is None else time.monotonic() + patience_s
     untouchable = set(spared)
-    while pids := children() - untouchable:
+    # proc(5): the kernel's list may miss some while others end. That there are none is looked up.
+    while pids := (children() - untouchable) or (_children_by_search() - untouchable):
         for pid in pids:
             if not kill_child(pid):
                 untouchable.add(pid)
@@ -99,6 +104,16 @@ def _reap(pid: int, deadline: float | None) -> bool:
             os.close(fd)
         os.waitpid(pid, 0)
     return True
+
+
+def await_ends(pidfds: Collection[int], patience_s: float) -> None:
+    """Wait until all these processes have ended, or the time is over."""
+    deadline = time.monotonic() + patience_s
+    for pidfd in pidfds:
+        left = max(0.0, deadline - time.monotonic())
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(left * 1e3)
 
 
 def _parent(pid: str) -> int | None:

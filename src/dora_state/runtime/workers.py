@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import logging
 import os
-import select
 import signal
 import socket
 import time
@@ -22,17 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from dora_state._core import Lifeline
-from dora_state.errors import OperatorError, StateError
+from dora_state.errors import OperatorError
 from dora_state.runtime import channel, process, value, worker
+from dora_state.runtime.births import Births
 from dora_state.runtime.poller import READ, WRITE, Poller
 from dora_state.runtime.slots import ArenaFile, HostMemory
 from dora_state.runtime.zygote import Zygote
 
 log = logging.getLogger("dora_state.supervisor")
 
-_ZYGOTE_TRIES = 5
-_ANSWER_S = 5.0  # a fork takes milliseconds
-_SWEEP_PATIENCE_S = 1.0
+_END_PATIENCE_S = 1.0
 _RETURNED_AT_ONCE = 16  # slots; fewer wait for the next event
 _SPARE_BACKOFF_S = (1.0, 30.0)
 
@@ -71,6 +69,11 @@ class Worker:
         self._watches_room = False
 
     @property
+    def was_born(self) -> bool:
+        """To be asked at its death. Else the zygote has died before it could fork this one."""
+        return self.pidfd is not None
+
+    @property
     def is_ending(self) -> bool:
         return self.is_dead or self.noticed_end is not None
 
@@ -105,17 +108,16 @@ class Workers:
     """Brings workers up and tells of their messages and deaths.
 
     Args:
-        zygote: makes a zygote.
+        make_zygote: makes a zygote.
         operator: the operator's file; a spare that imported an older one is not used.
         memory: what the workers share with the host.
         has_spare: whether a spare is kept.
-        adopts: whether this process is the subreaper above the zygote, and kills what that leaves
-            when it was killed itself. For a process that starts no others meanwhile.
+        adopts: see Births.
     """
 
     def __init__(
         self,
-        zygote: Callable[[], Zygote],
+        make_zygote: Callable[[], Zygote],
         operator: Path,
         poller: Poller,
         memory: HostMemory,
@@ -131,21 +133,24 @@ class Workers:
         self._incarnation = 0  # the highest one given
         self._store: tuple[str, str] | None = None
         self.ever_imported = False
-        self.closing = False  # deaths are wanted from here on
-        self._make_zygote = zygote
+        self._closing = False  # deaths are wanted from here on
         self._operator = operator
         self._poller = poller
         self._memory = memory
         self._has_spare = has_spare
-        self._adopts = adopts
-        self._not_ours: set[int] = set()  # children of this process that were there before
         self._on_message = on_message
         self._on_end = on_end  # before what it said last is read
         self._on_death = on_death
         self._on_gone = on_gone
         self._on_reaped = on_reaped
-        self._zygote: Zygote | None = None
-        self._zygote_failures = 0
+        self.births = Births(
+            make_zygote,
+            poller,
+            adopts=adopts,
+            on_spawned=self._on_spawned,
+            on_exited=self._on_exited,
+            on_lost=self._on_lost,
+        )
         self._tokens = itertools.count(1)
         self._alive: dict[int, Worker] = {}
         self._unreaped: dict[int, Worker] = {}
@@ -154,25 +159,11 @@ class Workers:
         self._eventfd: int | None = None  # written by the lifelines
         self._spare_backoff_s = 0.0
         self.spare_not_before = 0.0
-        self._asked: set[int] = set()  # tokens that the zygote has not answered
-        self._woken = False
-        self.answer_due: float | None = None  # by time.monotonic()
-
-    @property
-    def zygote_pid(self) -> int | None:
-        return self._zygote.pid if self._zygote is not None else None
 
     def open(self) -> None:
-        if self._adopts:
-            process.become_subreaper()
-            self._not_ours = process.children()
         self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.register(self._eventfd, READ, self._on_lifelines)
-        self._open_zygote()
-
-    def _open_zygote(self) -> None:
-        self._zygote = self._make_zygote()
-        self._poller.register(self._zygote, READ, self._on_zygote)
+        self.births.open()
 
     def open_store(self, path: Path, durability: str, incarnation: int) -> None:
         """Have the workers, also those to come, open the store; their incarnations follow the given
@@ -191,14 +182,12 @@ class Workers:
 
     def close(self) -> None:
         """Kill everything and wait until it is gone. Does nothing the second time."""
-        self.closing = True
+        self._closing = True
         for each in list(self._alive.values()):
             self.kill(each)
-        if self._zygote is not None:
-            self._close_zygote()
-        if self._adopts:
-            process.become_subreaper(False)
-            self._adopts = False
+        self.births.close()
+        pidfds = [each.pidfd for each in self._alive.values() if each.pidfd is not None]
+        process.await_ends(pidfds, _END_PATIENCE_S)  # also of one whose zygote was killed
         for each in list(self._alive.values()):
             self._forget(each)
         self._spare = None
@@ -247,22 +236,18 @@ class Workers:
             return None
 
     def wants_spare(self) -> bool:
-        return self._has_spare and self._spare is None and not self.closing
+        return self._has_spare and self._spare is None and not self._closing
 
     def make_spare(self) -> None:
         self._spare = self._spawn()
 
     def _spawn(self) -> Worker:
-        assert self._zygote is not None
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         new = Worker(next(self._tokens), ours)
         new.born_with = self._file_signature()
-        with theirs, contextlib.suppress(OSError):  # a dead zygote is noticed and replaced
-            self._zygote.spawn(new.token, theirs, new.lifeline.fileno(), late=self._imports_late)
-        self._asked.add(new.token)
-        if self.answer_due is None:
-            self._on_answer()
+        with theirs:
+            self.births.ask(new.token, theirs, new.lifeline.fileno(), late=self._imports_late)
         new.lifeline.close_memfd()
         self._alive[new.token] = self._unreaped[new.token] = new
         self._poller.register(ours, READ, lambda: self._on_socket(new))
@@ -369,13 +354,14 @@ class Workers:
     def await_reason(self, dead: Worker, patience_s: float) -> None:
         """Wait until the zygote has told how a dead worker ended, which takes it a moment."""
         deadline = time.monotonic() + patience_s
-        while not dead.end_is_known and self._zygote is not None:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._zygote], [], [], left)[0]:
+        while not dead.end_is_known:
+            if not self.births.await_answer(deadline - time.monotonic()):
                 return
-            self._on_zygote()
 
-    def kill_spare(self) -> None:
+    def close_down(self) -> None:
+        """No more are wanted but the current one, until its end."""
+        self._closing = True
+        self.births.close_down()
         if self._spare is not None:
             self.kill(self._spare)
 
@@ -420,7 +406,7 @@ class Workers:
             self._on_death(each)
             return
         self._spare = None
-        if not self.closing:
+        if not self._closing:
             low, high = _SPARE_BACKOFF_S
             self._spare_backoff_s = min(max(low, self._spare_backoff_s * 2), high)
             self.spare_not_before = time.monotonic() + self._spare_backoff_s
@@ -447,52 +433,9 @@ class Workers:
     def _unregister(self, thing: Any) -> None:
         self._poller.unregister(thing)
 
-    # The zygote
-
-    def _on_zygote(self) -> None:
-        while self._zygote is not None:
-            try:
-                received = self._zygote.receive()
-            except BlockingIOError:
-                return
-            if received is None:
-                self._on_zygote_gone()
-                return
-            message, pidfd = received
-            if "born" in message:
-                self._zygote.pid = message["born"]
-                self._on_answer()
-            elif "spawned" in message:
-                assert pidfd is not None
-                self._on_spawned(message["spawned"], pidfd)
-            else:
-                self._on_exited(message["exited"], message["status"])
-
-    def _on_answer(self) -> None:
-        """It does what it was asked for. Not born yet it may still import, which takes its time."""
-        assert self._zygote is not None
-        waiting = self._zygote.pid is not None and self._asked
-        self.answer_due = time.monotonic() + _ANSWER_S if waiting else None
-
-    def check_zygote(self, now: float) -> None:
-        """To be called when `answer_due` has come: the zygote is stopped, or hangs."""
-        if self.answer_due is None or now < self.answer_due or self._zygote is None:
-            return
-        if self._woken:
-            log.error("the process that forks the workers does not answer; it is killed")
-            self.answer_due = None
-            self._zygote.kill()
-            return
-        self._woken = True
-        log.warning("the process that forks the workers does not answer; it gets SIGCONT")
-        self.answer_due = now + _ANSWER_S
-        self._zygote.wake()
+    # What the zygote tells
 
     def _on_spawned(self, token: int, pidfd: int) -> None:
-        self._zygote_failures = 0
-        self._asked.discard(token)
-        self._woken = False
-        self._on_answer()
         each = self._alive.get(token)
         if each is None:
             os.close(pidfd)
@@ -509,35 +452,15 @@ class Workers:
             each.wait_status = status
             self._on_reaped(each)
 
-    def _close_zygote(self) -> None:
-        """End the zygote. What it could not kill any more has become ours."""
-        assert self._zygote is not None
-        self._unregister(self._zygote)
-        self._zygote.close()
-        self._zygote = None
-        if self._adopts:
-            process.end_children(self._not_ours, _SWEEP_PATIENCE_S)
-
-    def _on_zygote_gone(self) -> None:
-        """Its workers die with it, by PDEATHSIG, and their ends are ends like any. A new zygote
-        takes over.
-        """
-        self._close_zygote()
-        self._unreaped.clear()
-        self._asked.clear()
-        self._woken, self.answer_due = False, None
-        if not self.closing:
-            self._zygote_failures += 1
-            if self._zygote_failures >= _ZYGOTE_TRIES:
-                raise StateError(
-                    "the process that forks the workers does not come up; see its output above"
-                )
-            log.error("the process that forks the workers is gone; starting it again")
-            self._open_zygote()
+    def _on_lost(self) -> None:
+        """Nobody is left who could tell of their ends; those that have a pidfd tell themselves."""
         for each in list(self._alive.values()):
+            if self.births.is_waiting(each.token):
+                continue
+            self._unreaped.pop(each.token, None)
             if each.channel.fileno() >= 0:
                 self.kill(each)
-            if each.pidfd is None:  # it was never born, or nobody is left who could tell of its end
+            if each.pidfd is None:  # it was never born
                 self._on_pidfd(each)
 
 

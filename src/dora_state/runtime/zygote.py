@@ -7,7 +7,7 @@ new interpreter). As subreaper it adopts what a dead worker leaves behind, kills
 The talk is datagrams of msgpack over a seqpacket socket pair:
 
     host to zygote   {"spawn": token, "late": bool}             with the worker's ends of its channel and its lifeline
-    zygote to host   {"born": pid}                              once, when it is ready to fork
+    zygote to host   {"born": pid}                              once, when it is ready to fork, with its pidfd
                      {"spawned": token}                         with its pidfd
                      {"exited": token, "status": wait status}
     end of stream    the host is gone: kill all that is below, end; so too when the guardian is gone
@@ -95,6 +95,7 @@ class Zygote:
         self.socket = ours
         self.socket.setblocking(False)
         self.pid: int | None = None  # once it is ready
+        self._pidfd: int | None = None
         self.guardian_pid = self.process.pid
 
     def fileno(self) -> int:
@@ -119,18 +120,22 @@ class Zygote:
             return None
         return channel.unpack(data), (fds[0] if fds else None)
 
+    def is_born(self, pid: int, pidfd: int) -> None:
+        self.pid, self._pidfd = pid, pidfd
+
     def wake(self) -> None:
         """In case somebody has stopped it."""
-        assert self.pid is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Whatever state it is in. Its end is noticed as the end of its socket."""
-        assert self.pid is not None
-        for pid in (self.pid, self.guardian_pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
+        self.process.kill()
+
+    def _signal(self, number: int) -> None:
+        assert self._pidfd is not None
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def close(self, timeout: float = 1.0) -> None:
         """End the zygote and, through it, everything it has forked."""
@@ -141,6 +146,11 @@ class Zygote:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        if self._pidfd is not None:
+            # The guardian has waited for it, unless it was killed: then the zygote is at it now.
+            process.await_ends([self._pidfd], timeout)
+            os.close(self._pidfd)
+            self._pidfd = None
 
 
 def main() -> NoReturn:
@@ -191,7 +201,9 @@ class _Nursery:
         poll.register(self._wake_reader, select.POLLIN)
         poll.register(self._guardian, select.POLLIN)
         with contextlib.suppress(OSError):  # the host is gone; we notice in a moment
-            self._socket.send(channel.pack({"born": os.getpid()}))
+            me = os.pidfd_open(os.getpid())
+            socket.send_fds(self._socket, [channel.pack({"born": os.getpid()})], [me])
+            os.close(me)
         while True:
             ready = {fd for fd, _ in poll.poll()}
             if self._wake_reader in ready:
