@@ -59,6 +59,7 @@ class RunOptions:
         standby: "fork" (a warm spare, forked), "process" (a warm spare that is an interpreter of
         its own, for what
             does not survive a fork) or "off" (no spare).
+        preload: modules that are imported before a worker is needed, besides PRELOAD.
     """
 
     operator: Path
@@ -70,6 +71,7 @@ class RunOptions:
     shutdown_grace_s: float = 5.0
     immediate: frozenset[str] = frozenset()
     standby: str = "fork"
+    preload: tuple[str, ...] = ()
 
 
 def run(options: RunOptions) -> int:
@@ -152,7 +154,7 @@ def _supervisor_config(
         immediate=options.immediate,
         outputs=config.outputs,
         queue_sizes=config.queue_sizes,
-        preload=PRELOAD,
+        preload=(*PRELOAD, *options.preload),
         environment={**os.environ, shared_step.VARIABLE: str(shared)},
         descriptor=config.descriptor,
         arrow_outputs=True,

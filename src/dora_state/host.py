@@ -80,7 +80,7 @@ class OperatorHost:
         queue_size: events of one input that may wait.
         shutdown_grace_s: how long it may take to stop before it is killed.
         immediate: ids of outputs that leave at once instead of with the commit of their event.
-        preload: modules that are imported once for all incarnations.
+        preload: modules imported ahead of time: once for all forks, or in each spare that is an interpreter.
         environment: of the operator's process; by default that of this one.
 
     What an event and an output carry: bytes, pyarrow arrays, or what msgpack knows.

@@ -521,6 +521,28 @@ def test_what_two_processes_should_not_hold_stops_the_spare_before_the_import(
     assert told in caplog.text
 
 
+@pytest.mark.parametrize("standby", ["fork", "process"])
+def test_what_is_preloaded_does_not_stop_the_spare(host, caplog, tmp_path, standby):
+    """numpy, for example, starts threads when it is imported."""
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=[99], daemon=True).start()\n"
+    )
+    hosted = host(
+        "import threaded\n" + textwrap.dedent(LEDGER),
+        standby=standby,
+        preload=("threaded",),
+        environment={"PYTHONPATH": str(tmp_path)},
+    ).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    hosted.wait_spare()
+    kill(hosted.wait_running()["worker_pid"])
+    hosted.send(1)
+    assert hosted.wait_outputs(2) == ledger(2)
+    assert "a spare must not import" not in caplog.text
+
+
 def test_a_restart_is_logged_and_published(host, caplog):
     caplog.set_level(logging.INFO)
     hosted = host().start()

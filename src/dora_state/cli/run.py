@@ -143,6 +143,12 @@ _SECONDS = Seconds(max=WEEK_S)
     show_default=True,
     help="What stands ready to take over: a forked spare, an interpreter of its own, nothing.",
 )
+@click.option(
+    "--preload",
+    multiple=True,
+    metavar="MODULE",
+    help="A module to import ahead of time: once for all forks, or in each spare. May be repeated.",
+)
 def run(
     operator: Path,
     shutdown_grace: float,

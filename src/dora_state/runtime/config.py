@@ -30,7 +30,7 @@ class SupervisorConfig:
         immediate: ids of outputs that do not wait for the commit.
         queue_sizes: per input, as in a dataflow's file.
         queue_size: of all other inputs.
-        preload: modules that the zygote imports once for all workers.
+        preload: modules imported ahead of time: once for all forks, or in each spare that is an interpreter.
         environment: of zygote and workers; None: ours.
         descriptor: becomes self.dataflow_descriptor.
         arrow_outputs: outputs are bytes or Arrow arrays, as dora wants them.

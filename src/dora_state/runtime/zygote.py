@@ -63,7 +63,7 @@ class Zygote:
         settings = {
             "socket": theirs.fileno(),
             "parent": os.getpid(),
-            "preload": list(preload) if forks else [],
+            "preload": list(preload),
             "forks": forks,
         }
         alive, self._alive = os.pipe()
@@ -163,27 +163,39 @@ def main() -> NoReturn:
     process.become_subreaper()
     with os.fdopen(settings["config"], "rb") as file:
         config = channel.unpack(file.read())
-    for name in settings["preload"]:
-        # What is missing here fails, or does not, where the operator imports it.
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    if settings["forks"]:
+        _preload(settings["preload"])
     sock = socket.socket(fileno=settings["socket"])
     sock.set_inheritable(False)
     gc.collect()
     gc.freeze()  # a collection in a worker would otherwise copy every page that is shared
-    _Nursery(sock, guardian, config, forks=settings["forks"]).serve()
+    _Nursery(sock, guardian, config, settings["preload"], forks=settings["forks"]).serve()
     os._exit(0)
+
+
+def _preload(names: Sequence[str]) -> None:
+    for name in names:
+        # What is missing here fails, or does not, where the operator imports it.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 class _Nursery:
     """The zygote's loop: spawn, reap, report."""
 
     def __init__(
-        self, sock: socket.socket, guardian: int, config: dict[str, Any], *, forks: bool
+        self,
+        sock: socket.socket,
+        guardian: int,
+        config: dict[str, Any],
+        preload: Sequence[str],
+        *,
+        forks: bool,
     ) -> None:
         self._socket = sock
         self._guardian = guardian
         self._config = config
+        self._preload = preload
         self._forks = forks
         self._workers: dict[int, int] = {}  # pid: token
         self._wake_reader, self._wake_writer = os.pipe()
@@ -260,7 +272,7 @@ class _Nursery:
 
     def _become_interpreter(self, birth: Birth) -> NoReturn:
         reader = _as_file(channel.pack(self._config))
-        settings = {"birth": birth, "config": reader}
+        settings = {"birth": birth, "config": reader, "preload": self._preload}
         for fd in (birth.socket, birth.lifeline, reader):
             os.set_inheritable(fd, True)
         code = _CLEAN_PATH + _BOOT.format("worker_main")
@@ -297,6 +309,7 @@ def worker_main() -> NoReturn:
     birth = Birth(*settings["birth"])
     for fd in (birth.socket, birth.lifeline):
         os.set_inheritable(fd, False)
+    _preload(settings["preload"])
     worker_module.run(birth, WorkerConfig(**config))
 
 
