@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import numpy
 import pytest
@@ -352,6 +353,29 @@ def test_the_state_of_another_user(command, folder, state):
     assert done.returncode == 2, done
     assert "Permission denied" in done.stderr
     assert "hint: " in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user")
+@pytest.mark.parametrize("command", ["list", "stats", "verify"])
+def test_a_store_that_one_may_not_read(command):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are not for other users
+        os.chmod(folder, 0o755)
+        with Store(f"{folder}/store") as store:
+            store["a"] = b"1"
+        code = f"""if True:
+            import os, sys
+            from dora_state.cli import list_, main, stats, verify
+            os.setgid(54321); os.setuid(54321)
+            sys.exit(main(["{command}", "--store", {folder + "/store"!r}]))
+        """
+        python = [sys.executable, "-c", code]
+        # Not by the option's own check, which looks at the directory.
+        os.chmod(f"{folder}/store", 0o755)
+        done = subprocess.run(python, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done
+    assert done.stderr.startswith(f"error: {folder}/store/"), done.stderr
+    assert "Permission denied" in done.stderr
+    assert "hint: check the owner" in done.stderr
 
 
 # Pipes and signals

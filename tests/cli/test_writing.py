@@ -204,12 +204,13 @@ def test_repair_is_refused_while_somebody_reads(call, state):
 def test_a_full_disk(tmp_path):
     script = """
         mount -t tmpfs -o size=1m none "$1" && cd "$1" || exit 77
-        "$2" -c 'import dora_state, sys; dora_state.Store("s").put("a", b"1")' || exit 1
+        "$2" -c 'import dora_state, sys; dora_state.Store("s").update({"a": b"1", "b": b""})' || exit 1
         dd if=/dev/zero bs=100000 count=20 2>/dev/null | "$3" put big --store s
         echo "code $?"
         "$3" get a --store s
         dd if=/dev/zero of=filler bs=10k 2>/dev/null
         "$3" export out.dse --store s; echo "export $?"; ls -A
+        "$3" delete b --store s; "$3" list --keys --store s
     """
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -229,10 +230,12 @@ def test_a_full_disk(tmp_path):
     )
     if done.returncode == 77:
         pytest.skip("no tmpfs here")
-    assert done.stdout.splitlines() == ["code 1", "1export 1", "filler", "s"], done
+    said = ["code 1", "1export 1", "filler", "s", "2", "a"]
+    assert done.stdout.splitlines() == said, done
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2, done.stderr
-    assert all("space" in line for line in errors), done.stderr
+    assert all("No space left on device" in line for line in errors), done.stderr
+    assert errors[1] == "error: out.dse: No space left on device"
 
 
 # Large values

@@ -20,6 +20,7 @@ A command is a module of its name in this package with a click command of its na
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from ..errors import (
     OperatorError,
     StateError,
     StoreInUse,
+    StoreIOError,
 )
 from .failure import InUse, MissingKey, OutputGone
 from .group import cli
@@ -83,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except Exception as error:
         code = next((code for kind, code in _CODES if isinstance(error, kind)), 0)
+        if isinstance(error, StoreIOError) and error.errno in (errno.EACCES, errno.EPERM):
+            code = 2  # as PermissionError
         if not code:
             raise
         return _fail(_sentence(error), code)
@@ -91,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sentence(error: Exception) -> str:
     if isinstance(error, CorruptionError) and "repair" not in str(error):
         return f"{error}; stop the dataflow, then run `dora-state repair`"
+    if isinstance(error, StoreIOError):
+        return error.strerror or str(error)  # without the number of the error
     if isinstance(error, MemoryError):
         return "out of memory"
     if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.filename:

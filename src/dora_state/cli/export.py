@@ -14,7 +14,7 @@ import click
 
 from .. import portable
 from .._core import USER
-from ..errors import OperatorError
+from ..errors import OperatorError, StateError
 from . import output, places, text
 from .places import Place
 
@@ -61,7 +61,7 @@ def _opened(file: Path) -> Iterator[BinaryIO]:
             os.fsync(out.fileno())
         draft.replace(file)
     except OSError as error:
-        if error.filename == str(draft):
+        if error.filename in (None, str(draft)) and not isinstance(error, StateError):
             error.filename = str(file)
         raise
     finally:
