@@ -18,6 +18,7 @@ from program import PROGRAM, listing
 
 from dora_state import Store, codec, location, run_record
 from dora_state._core import RawKey
+from dora_state.cli import output
 
 READING = [
     ["list"],
@@ -181,6 +182,19 @@ def on_a_terminal(*arguments: object, cwd) -> str:
         assert process.wait() == 0, shown
     os.close(master)
     return shown.decode().replace("\r\n", "\n")
+
+
+def test_a_bar_reaches_its_end_also_when_what_is_measured_shrinks(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with output.progress("work", 1000) as tell:
+        for done in (400, 0):
+            tell(done)
+    assert "100%" in terminal.getvalue()
 
 
 def test_on_a_terminal_values_are_for_people(folder, state):
