@@ -352,13 +352,8 @@ ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_
 
 ds_status ds_put_expiring(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,
                           size_t value_size, uint64_t ttl_ns, uint64_t *sequence) {
-    ds_change change = {.kind = DS_PUT,
-                        .keyspace = keyspace,
-                        .key = key,
-                        .key_size = key_size,
-                        .value = value,
-                        .value_size = value_size,
-                        .ttl_ns = ttl_ns};
+    ds_change change = one_put(keyspace, key, key_size, value, value_size);
+    change.ttl_ns = ttl_ns;
     return ds_commit(store, &change, 1, sequence);
 }
 

@@ -1,5 +1,6 @@
 #include "check.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -72,6 +73,16 @@ char *check_directory(const char *parent) {
 static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *where) {
     (void)status, (void)kind, (void)where;
     return remove(path);
+}
+
+unsigned check_entries(const char *directory) {
+    unsigned count = 0;
+    DIR *list = opendir(directory);
+    CHECK(list);
+    while (readdir(list))
+        count++;
+    closedir(list);
+    return count;
 }
 
 void check_remove(const char *path) {

@@ -580,19 +580,9 @@ static void a_dead_blob_is_not_missed(const char *dir) {
 
 /* ---- refusals -------------------------------------------------------------------------------------------------- */
 
-static int entries(const char *dir) {
-    DIR *list = opendir(dir);
-    int count = 0;
-    CHECK(list);
-    while (readdir(list))
-        count++;
-    closedir(list);
-    return count;
-}
-
 static void a_store_in_use_is_refused(const char *dir) {
     char *path = plain_store(dir);
-    int before = entries(dir);
+    unsigned before = check_entries(dir);
     ds_store *store = open_store(path);
     CHECK_IS(ds_repair(path, NULL), DS_IN_USE);
     ds_options read_only = options_default();
@@ -601,7 +591,7 @@ static void a_store_in_use_is_refused(const char *dir) {
     CHECK_OK(ds_close(store));
     CHECK_IS(ds_repair(path, NULL), DS_IN_USE);
     CHECK_OK(ds_close(reader));
-    CHECK_EQ(entries(dir), before);
+    CHECK_EQ(check_entries(dir), before);
     CHECK_OK(ds_repair(path, NULL));
 }
 
@@ -619,7 +609,7 @@ static void what_is_no_store_is_refused(const char *dir) {
         CHECK(write(fd, "no segment of any kind", 22) == 22);
     close(fd);
     CHECK_IS(ds_repair(empty, NULL), DS_CORRUPT);
-    CHECK_EQ(entries(dir), 2 + 2);
+    CHECK_EQ(check_entries(dir), 2 + 2);
 }
 
 static void a_future_format_is_refused(const char *dir) {
@@ -639,7 +629,7 @@ static void a_future_format_is_refused(const char *dir) {
     CHECK(pwrite(fd, &header, sizeof header, 0) == sizeof header);
     CHECK_IS(ds_repair(path, NULL), DS_FORMAT);
     close(fd);
-    CHECK_EQ(entries(dir), 2 + 1);
+    CHECK_EQ(check_entries(dir), 2 + 1);
 }
 
 /* The directory is what counts, whatever it is called. */

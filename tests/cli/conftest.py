@@ -9,17 +9,6 @@ from program import PROGRAM, Said, word
 from dora_state import Store, location
 
 
-@pytest.fixture(autouse=True)
-def runtime_directory(tmp_path, monkeypatch):
-    """Records of runs go into a directory of the test, and nothing outside says where state is."""
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
-    for name in ("DORA_STATE_DIR", "DORA_STATE_SHARED", "DORA_NODE_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    return directory
-
-
 @pytest.fixture
 def folder(tmp_path):
     """The folder of a dataflow, where commands are run."""

@@ -214,6 +214,23 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
         os.kill(pid, number)
 
 
+def kill_at_random(hosted: Hosted, kills: int) -> int:
+    """Kills at times that the noise of the machine makes random, each some outputs after the last.
+
+    Returns how many events were sent.
+    """
+    events = incarnation = 0
+    for round in range(kills):
+        status = hosted.wait_running(incarnation + 1)
+        incarnation = status["incarnation"]
+        hosted.send(*range(events, events + 5))
+        hosted.wait(lambda n=events + round % 5: len(hosted.outputs) >= n)
+        kill(status["worker_pid"])
+        events += 5
+    hosted.wait_running(incarnation + 1)  # the last kill may fall after the last output
+    return events
+
+
 def wait_gone(pid: int) -> bool:
     """Wait until a process that need not be our child has ended."""
     try:

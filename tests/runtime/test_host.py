@@ -26,14 +26,6 @@ from dora_state.runtime import inputs
 KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "30"))
 
 
-@pytest.fixture(autouse=True)
-def runtime_directory(tmp_path, monkeypatch):
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
-    monkeypatch.delenv("DORA_STATE_DIR", raising=False)
-
-
 @pytest.fixture
 def operator(tmp_path) -> Path:
     return write(tmp_path, LEDGER)
@@ -43,6 +35,23 @@ def write(folder: Path, source: str, name: str = "op.py") -> Path:
     path = folder / name
     path.write_text(textwrap.dedent(source))
     return path
+
+
+def gated(folder: Path, first: str = "pass") -> tuple[Path, Path]:
+    """An operator that answers when a file is there; `first` is what it does before it waits."""
+    gate = folder / "gate"
+    source = f"""
+        import os, time
+
+        class Operator:
+            def on_event(self, event, send_output):
+                {first}
+                while not os.path.exists({str(gate)!r}):
+                    time.sleep(0.001)
+                send_output("out", event["value"])
+                return 0
+        """
+    return write(folder, source), gate
 
 
 def make(operator: object, tmp_path: Path, **options: object) -> OperatorHost:
@@ -151,20 +160,7 @@ def test_submitted_events_come_out_of_the_iteration_in_order_through_kills(opera
 
 
 def test_a_full_input_makes_the_source_wait(tmp_path):
-    gate = tmp_path / "gate"
-    operator = write(
-        tmp_path,
-        f"""
-        import os, time
-
-        class Operator:
-            def on_event(self, event, send_output):
-                while not os.path.exists({str(gate)!r}):
-                    time.sleep(0.001)
-                send_output("out", event["value"])
-                return 0
-        """,
-    )
+    operator, gate = gated(tmp_path)
     with make(operator, tmp_path, queue_size=3) as host:
         for n in range(3):
             host.submit("in", b"%d" % n)
@@ -196,21 +192,7 @@ def test_bytes_make_the_source_wait_too_but_never_for_ever(operator, tmp_path):
 
 
 def test_drop_oldest_drops_and_counts(tmp_path):
-    gate = tmp_path / "gate"
-    operator = write(
-        tmp_path,
-        f"""
-        import os, time
-
-        class Operator:
-            def on_event(self, event, send_output):
-                send_output("began", event["value"])
-                while not os.path.exists({str(gate)!r}):
-                    time.sleep(0.001)
-                send_output("out", event["value"])
-                return 0
-        """,
-    )
+    operator, gate = gated(tmp_path, 'send_output("began", event["value"])')
     with make(
         operator, tmp_path, queue_size=2, overload="drop-oldest", immediate=["began"]
     ) as host:
@@ -239,20 +221,7 @@ def test_drop_oldest_drops_and_counts(tmp_path):
 
 
 def test_a_send_that_takes_too_long_is_handled_all_the_same(tmp_path):
-    gate = tmp_path / "gate"
-    operator = write(
-        tmp_path,
-        f"""
-        import os, time
-
-        class Operator:
-            def on_event(self, event, send_output):
-                while not os.path.exists({str(gate)!r}):
-                    time.sleep(0.001)
-                send_output("out", event["value"])
-                return 0
-        """,
-    )
+    operator, gate = gated(tmp_path)
     with make(operator, tmp_path) as host:
         with pytest.raises(TimeoutError, match=r"input 'in' was not handled within 0.01 s"):
             host.send("in", b"late", timeout=0.01)
@@ -596,20 +565,7 @@ def test_asyncio_iteration_and_room(operator, tmp_path):
 def test_asyncio_a_cancelled_call_takes_nothing_with_it(tmp_path):
     """A cancelled send was taken: its output comes out of the iteration. A cancelled submit that waited for room was
     not, and leaves the room to the next."""
-    gate = tmp_path / "gate"
-    operator = write(
-        tmp_path,
-        f"""
-        import os, time
-
-        class Operator:
-            def on_event(self, event, send_output):
-                while not os.path.exists({str(gate)!r}):
-                    time.sleep(0.001)
-                send_output("out", event["value"])
-                return 0
-        """,
-    )
+    operator, gate = gated(tmp_path)
 
     async def main() -> list[str]:
         async with make(operator, tmp_path, queue_size=1) as host:

@@ -12,7 +12,7 @@ import textwrap
 import threading
 
 import pytest
-from hosting import LEDGER, kill, ledger, wait_file, wait_gone
+from hosting import LEDGER, kill, kill_at_random, ledger, wait_file, wait_gone
 
 from dora_state._core import Store
 from dora_state.runtime import killpoint
@@ -173,17 +173,8 @@ def test_every_point_in_one_life(host):
 
 
 def test_random_kills_leave_the_ledger_exact(host):
-    """Kills at times that the machine's noise makes random, each some outputs after the last."""
-    events = incarnation = 0
     hosted = host().start()
-    for round in range(KILLS):
-        status = hosted.wait_running(incarnation + 1)
-        incarnation = status["incarnation"]
-        hosted.send(*range(events, events + 5))
-        hosted.wait(lambda n=events + round % 5: len(hosted.outputs) >= n)
-        kill(status["worker_pid"])
-        events += 5
-    hosted.wait_running(incarnation + 1)  # the last kill may fall after the last output
+    events = kill_at_random(hosted, KILLS)
     assert hosted.wait_outputs(events) == ledger(events)
     assert hosted.finish().clean
     assert hosted.supervisor.restarts == KILLS

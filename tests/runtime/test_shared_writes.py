@@ -12,7 +12,16 @@ import time
 from pathlib import Path
 
 import pytest
-from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger, wait_gone, wait_stopped
+from hosting import (
+    LEDGER,
+    PATIENCE_S,
+    Hosted,
+    kill,
+    kill_at_random,
+    ledger,
+    wait_gone,
+    wait_stopped,
+)
 
 from dora_state import Store
 from dora_state._core import RUNTIME
@@ -103,15 +112,8 @@ def test_every_point_in_one_life(counting, shared):
 
 
 def test_random_kills_leave_both_stores_exact(counting, shared):
-    events = incarnation = 0
     hosted = counting().start()
-    for round in range(KILLS):
-        status = hosted.wait_running(incarnation + 1)
-        incarnation = status["incarnation"]
-        hosted.send(*range(events, events + 5))
-        hosted.wait(lambda n=events + round % 5: len(hosted.outputs) >= n)
-        kill(status["worker_pid"])
-        events += 5
+    events = kill_at_random(hosted, KILLS)
     assert hosted.wait_outputs(events) == ledger(events)
     hosted.finish()
     assert_exact(hosted, shared, events)

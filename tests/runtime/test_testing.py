@@ -13,13 +13,6 @@ from dora_state.errors import OperatorError
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.testing import run_operator
 
-
-@pytest.fixture(autouse=True)
-def runtime_directory(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-    monkeypatch.delenv("DORA_STATE_DIR", raising=False)
-
-
 COUNTER = """
     from dora_state import save_state, state
 

@@ -24,15 +24,6 @@ from dora_state.location import FORMAT, Claim, claim, escape, join_shared, prepa
 RUNS = ("01a20ba4-0001", "01a20ba4-0002", "01a20ba4-0003")
 
 
-@pytest.fixture(autouse=True)
-def runtime_directory(tmp_path, monkeypatch):
-    directory = tmp_path / "run"
-    directory.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
-    monkeypatch.delenv("DORA_STATE_DIR", raising=False)
-    return directory
-
-
 @pytest.fixture
 def flow(tmp_path) -> Path:
     """The folder of a dataflow."""

@@ -82,7 +82,7 @@ MAPS = {
         {
             f"tests/{path.name}"
             for path in (SOURCES / "tests").iterdir()
-            if is_ours(path) or path.suffix == ".py"
+            if is_ours(path) or (path.suffix == ".py" and path.name != "conftest.py")
         },
     ),
 }

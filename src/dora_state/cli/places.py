@@ -93,6 +93,24 @@ class Place:
             )
 
 
+def dataflow_option(command: _Function) -> _Function:
+    return click.option(
+        "--dataflow",
+        metavar="ID",
+        help="The run with this dataflow id, or its beginning.",
+        shell_complete=complete_dataflow,
+    )(command)
+
+
+def state_dir_option(command: _Function) -> _Function:
+    return click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Where the dataflow's state lives.  [default: $DORA_STATE_DIR, ./state, the latest run's]",
+    )(command)
+
+
 def store_options(command: _Function) -> _Function:
     """Adds the options that choose a store; the command gets it as `place`."""
 
@@ -102,18 +120,8 @@ def store_options(command: _Function) -> _Function:
         help="The private store of this node's operator.",
         shell_complete=complete_node,
     )
-    @click.option(
-        "--dataflow",
-        metavar="ID",
-        help="The run with this dataflow id, or its beginning.",
-        shell_complete=complete_dataflow,
-    )
-    @click.option(
-        "--state-dir",
-        type=click.Path(path_type=Path, file_okay=False),
-        metavar="DIR",
-        help="Where the dataflow's state lives.  [default: $DORA_STATE_DIR, ./state, the latest run's]",
-    )
+    @dataflow_option
+    @state_dir_option
     @click.option(
         "--store",
         type=click.Path(path_type=Path, file_okay=False),

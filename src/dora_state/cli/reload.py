@@ -14,13 +14,8 @@ from .seconds import WEEK_S, Seconds
 
 @click.command()
 @click.argument("node", metavar="NODE", shell_complete=places.complete_node)
-@click.option("--dataflow", metavar="ID", help="The run with this dataflow id, or its beginning.")
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where the dataflow's state lives.  [default: $DORA_STATE_DIR, ./state, the latest run's]",
-)
+@places.dataflow_option
+@places.state_dir_option
 @click.option(
     "--timeout",
     type=Seconds(max=WEEK_S),

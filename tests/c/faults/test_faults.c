@@ -6,7 +6,6 @@
  *   - a fresh handle without faults finds exactly what was acknowledged: a failed call changed nothing;
  *   - no descriptor and no mapping is left behind.
  * The engine is compiled once more for this, with DS_FAULTS (csrc/os.h). */
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -128,16 +127,6 @@ static void run_life(const char *path, struct model *model) {
     }
 }
 
-static unsigned count_entries(const char *path) {
-    unsigned count = 0;
-    DIR *list = opendir(path);
-    CHECK(list);
-    while (readdir(list))
-        count++;
-    closedir(list);
-    return count;
-}
-
 static unsigned count_mappings(const char *below) {
     unsigned count = 0;
     char line[4096];
@@ -154,11 +143,11 @@ static uint64_t one(const char *dir, uint64_t at, int error, bool forever) {
     static struct model model;
     memset(&model, 0, sizeof model);
     char *path = check_format("%s/store", dir);
-    unsigned descriptors = count_entries("/proc/self/fd");
+    unsigned descriptors = check_entries("/proc/self/fd");
     ds__os_fault_arm(at, error, forever);
     run_life(path, &model);
     uint64_t calls = ds__os_fault_arm(0, 0, false);
-    CHECK_EQ(count_entries("/proc/self/fd"), descriptors);
+    CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
     CHECK_EQ(count_mappings(path), 0);
     ds_store *store = open_store(path);
     check_model(store, &model);
@@ -223,16 +212,6 @@ static void damage(const char *path) {
     CHECK(file && fseek(file, 3000, SEEK_SET) == 0 && fputs("?????", file) >= 0 && fclose(file) == 0);
 }
 
-static int entries(const char *dir) {
-    DIR *list = opendir(dir);
-    int count = 0;
-    CHECK(list);
-    while (readdir(list))
-        count++;
-    closedir(list);
-    return count;
-}
-
 static void make_damaged(const char *path) {
     ds_store *store = open_store(path);
     struct model model = {0};
@@ -246,7 +225,7 @@ static void make_damaged(const char *path) {
 static uint64_t repair_once(const char *dir, uint64_t at, int error, bool forever) {
     char *path = check_format("%s/store", dir);
     make_damaged(path);
-    int before = entries(dir);
+    unsigned before = check_entries(dir);
     (void)ds__os_fault_arm(at, error, forever);
     ds_status status = ds_repair(path, NULL);
     uint64_t calls = ds__os_fault_arm(0, 0, false);
@@ -254,7 +233,7 @@ static uint64_t repair_once(const char *dir, uint64_t at, int error, bool foreve
     if (status != DS_OK && status != DS_CORRUPT) /* of a disk that fails for ever nothing can be read */
         accept(status);
     if (!forever) /* else a draft may be left, which the next repair removes */
-        CHECK_EQ(entries(dir), before + swapped);
+        CHECK_EQ(check_entries(dir), before + swapped);
     if (!swapped)
         CHECK_OK(ds_repair(path, NULL)); /* it is all still there */
     ds_store *store = open_store(path);

@@ -1,6 +1,5 @@
 /* A segment that was made ahead (csrc/spare.c): it becomes the next one, leaves nothing behind where it does not, and is
  * not missed where it cannot be made. The keeper is kept out (ld --wrap), so that each step comes when it is asked for. */
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,16 +14,6 @@ enum { SIZE = 2 * DS_SEGMENT_MIN, VALUE = 1000 };
 void __wrap_ds__keeper_ask(ds_store *store);
 void __wrap_ds__keeper_ask(ds_store *store) {
     (void)store;
-}
-
-static unsigned entries(const char *path) {
-    unsigned count = 0;
-    DIR *list = opendir(path);
-    CHECK(list);
-    while (readdir(list))
-        count++;
-    closedir(list);
-    return count;
 }
 
 static ds_store *open_with_spare(const char *path, uint64_t size) {
@@ -74,30 +63,30 @@ static void reopen_and_check(ds_store *store, const char *path, unsigned keys) {
 }
 
 static void it_becomes_the_next_segment(const char *path) {
-    unsigned descriptors = entries("/proc/self/fd");
+    unsigned descriptors = check_entries("/proc/self/fd");
     ds_store *store = open_store(path);
-    unsigned before = entries(path), open = entries("/proc/self/fd");
+    unsigned before = check_entries(path), open = check_entries("/proc/self/fd");
     ds__spare_want(store, SIZE);
     CHECK(ds__spare_wanted(store));
     ds__spare_make(store);
     CHECK(!ds__spare_wanted(store) && store->spare != NULL);
-    CHECK_EQ(entries(path), before); /* it has no name */
+    CHECK_EQ(check_entries(path), before); /* it has no name */
     unsigned keys = fill(store, 0);
     CHECK(store->spare == NULL);
     CHECK_EQ(store->control->tail.segment_size, SIZE);
-    CHECK_EQ(entries(path), before + 1);
-    CHECK_EQ(entries("/proc/self/fd"), open);
+    CHECK_EQ(check_entries(path), before + 1);
+    CHECK_EQ(check_entries("/proc/self/fd"), open);
     reopen_and_check(store, path, fill(store, keys));
-    CHECK_EQ(entries("/proc/self/fd"), descriptors);
+    CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
 }
 
 static void one_that_is_not_used_leaves_nothing(const char *path) {
-    unsigned descriptors = entries("/proc/self/fd");
+    unsigned descriptors = check_entries("/proc/self/fd");
     ds_store *store = open_with_spare(path, SIZE);
     CHECK(store->spare != NULL);
     CHECK(ds__spare_tidy(store)); /* not yet */
     CHECK_OK(ds_close(store));
-    CHECK_EQ(entries("/proc/self/fd"), descriptors);
+    CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
 }
 
 static void one_that_is_far_too_large_is_given_back(const char *path) {
@@ -152,7 +141,7 @@ static void there_is_none_after_the_disk_was_full(const char *path) {
 
 /* Each call of making and of taking one, failing alone and with all that follow until the segment would be there. */
 static void it_is_not_missed_when_a_call_fails(const char *path) {
-    unsigned descriptors = entries("/proc/self/fd"), made = 0;
+    unsigned descriptors = check_entries("/proc/self/fd"), made = 0;
     for (uint64_t at = 1;; at++) {
         ds_store *store = open_store(path);
         ds__spare_want(store, SIZE);
@@ -166,7 +155,7 @@ static void it_is_not_missed_when_a_call_fails(const char *path) {
         calls = ds__os_fault_arm(0, 0, false);
         reopen_and_check(store, path, keys);
         check_remove(path);
-        CHECK_EQ(entries("/proc/self/fd"), descriptors);
+        CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
         if (made > 0 && at > 20)
             break;
     }

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def runtime_directory(tmp_path_factory, monkeypatch):
+    """Records of runs go into a directory of the test, and nothing outside says where state is."""
+    directory = tmp_path_factory.mktemp("run")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    for name in ("DORA_STATE_DIR", "DORA_STATE_SHARED", "DORA_NODE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    return directory
