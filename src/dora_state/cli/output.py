@@ -56,7 +56,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: None
         return
     with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-        # Never back: what is measured may shrink (a draft that is given its name), and click keeps such a step for later.
+        # Never back: what is measured may shrink (a draft is given its name), and click keeps such a step for later.
         yield lambda done: bar.update(max(0, min(done, total) - bar.pos))
         bar.update(total - bar.pos)
 
