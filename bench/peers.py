@@ -15,6 +15,7 @@ import importlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -306,7 +307,7 @@ class Redis(Peer):
 
         path.mkdir(exist_ok=True)
         # The folder of a test may be longer than a socket's name can be.
-        self.socket = f"/tmp/bench-redis-{os.getpid()}-{id(self)}"
+        self.socket = f"{tempfile.gettempdir()}/bench-redis-{os.getpid()}-{id(self)}"
         options = ["--port", "0", "--unixsocket", self.socket, "--dir", str(path), "--save", ""]
         options += ["--appendonly", "yes", "--appendfsync", "always" if durable else "no"]
         self.process = subprocess.Popen(

@@ -123,9 +123,11 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
         return self._keys()
 
     def values(self) -> ValuesView[bytes]:
+        """The values; each iteration is at one point."""
         return _Values(self)
 
     def items(self) -> ItemsView[str, bytes]:
+        """Pairs of key and value; each iteration is at one point."""
         return _Items(self)
 
     def entry(self, key: str) -> Entry:

@@ -101,6 +101,26 @@ def test_a_map_is_complete_and_true(name):
     assert named - there == set(), "on the map, but not there"
 
 
+@pytest.mark.parametrize("document", ["INVARIANTS.md", "REGRESSIONS.md"])
+def test_what_is_said_to_hold_a_promise_is_there(document):
+    """Tests by their names, the programs and files they are in, and the seeded bugs."""
+    tests = SOURCES / "tests"
+    sources = [path for end in ("c", "py", "pml") for path in tests.rglob(f"*.{end}")]
+    there = "\n".join(path.read_text() for path in sources) + " ".join(
+        path.stem for path in sources
+    )
+    rows = re.findall(
+        r"^\| (?!bug|---|\| promise).*\| (.*) \|$", (tests / document).read_text(), re.M
+    )
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"\b[a-z0-9]+(?:_[a-z0-9]+)+\b|\b[a-z]+(?:-[a-z0-9]+){2,}\b", row)
+        for name in names:
+            assert name in there, f"{name}: {row}"
+        for path in re.findall(r"`([\w/]+\.py)`", row):
+            assert (tests / path).exists(), path
+
+
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]*))?\)")
 FOLDERS = (".", "csrc", "docs", "examples/*", "tests")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in SOURCES.glob(f"{folder}/*.md"))
