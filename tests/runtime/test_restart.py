@@ -15,7 +15,7 @@ import pytest
 from hosting import LEDGER, kill, kill_at_random, ledger, wait_file, wait_gone
 
 from dora_state._core import Store
-from dora_state.runtime import killpoint
+from dora_state.runtime import killpoint, supervisor
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
 
@@ -698,6 +698,30 @@ def test_an_init_that_always_fails_stops_if_that_is_wanted(host, caplog):
     assert hosted.wait_end().failed
     assert caplog.text.count("RuntimeError: the camera is gone") >= 3
     assert "3 restarts without a committed event" in caplog.text
+
+
+@pytest.mark.parametrize("max_restarts", [0, 100], ids=["unlimited", "many"])
+def test_start_returns_when_the_operator_has_failed_often_but_not_for_good(
+    host, tmp_path, caplog, max_restarts
+):
+    """The rest of the dataflow must not wait for it: dora starts no node before all are there."""
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    source = LEDGER.replace(
+        "def __init__(self):",
+        "def __init__(self):\n            import os\n"
+        f"            assert not os.path.exists({str(trouble)!r})",
+    )
+    policy = RestartPolicy(
+        max_restarts=max_restarts, restart_delay=0.001, max_restart_delay=0.01, restart_window=0.0
+    )
+    hosted = host(source, policy=policy).start()
+    assert "the operator does not start; its outputs are silent until it does" in caplog.text
+    assert caplog.text.count("AssertionError") >= supervisor._STARTS_AWAITED
+    assert not any(status["state"] in ("running", "degraded") for status in hosted.statuses)
+    hosted.send(0, 1)
+    trouble.unlink()  # it goes on trying beside run()
+    assert hosted.wait_outputs(2) == ledger(2)
 
 
 def test_a_degraded_operator_comes_back_when_its_trouble_is_over(host, tmp_path):
