@@ -359,10 +359,11 @@ class Fields:
         """
         old = before._operator
         values = {name: getattr(old, name) for name in before._fields}
-        migrated = self._migrate(dict(values), _version(old))
+        if _version(old) != _version(self._operator):
+            values = _copied(values)  # a migration may change them in place, and then fail
         values = {
             name: self._fields[name].adopt(value)
-            for name, value in migrated.items()
+            for name, value in self._migrate(values, _version(old)).items()
             if name in self._fields
         }
         for name in before._fields:
@@ -474,6 +475,22 @@ def _each(field: Field, value: Any, *, migrates: bool) -> Any:
     if field.keyed and isinstance(value, dict):
         return {key: field.decode(each, migrates=migrates) for key, each in value.items()}
     return field.decode(value, migrates=migrates)
+
+
+def _copied(values: dict[str, Any]) -> dict[str, Any]:
+    """What is shared between values is shared between their copies."""
+    memo: dict[int, Any] = {}
+    copies = {}
+    for name, value in values.items():
+        try:
+            copies[name] = copy.deepcopy(value, memo)
+        except Exception as error:
+            raise FieldError(
+                f"the field {name} cannot be copied for migrate_state: {_sentence(error)}; "
+                "restart the operator instead, which reads it from the store",
+                name,
+            ) from error
+    return copies
 
 
 def _version(operator: Any) -> int:

@@ -112,6 +112,83 @@ def test_a_reload_migrates_fields_and_is_refused_if_it_would_forget_one(host):
     assert sorted(hosted.state()) == ["@", "@seen[1]", "@seen[2]"]
 
 
+FAILS = """
+        state_version = 2
+
+        def migrate_state(self, state, version):
+            state["seen"][7] = 7
+            del state["seen"][0]
+            state["deep"]["list"].append(1)
+            state["count"] = 100
+            self.stray = 1
+            del self.plain
+            {failure}
+
+        def on_event"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        ("raise ValueError('half-way')", "ValueError: half-way"),
+        ("state['seen'] = 5", "the field seen is keyed and was given a int"),
+    ],
+)
+def test_a_migration_that_fails_half_way_changes_nothing_under_the_old_object(host, failure, told):
+    source = TYPED.replace(
+        "count: int = state(0)",
+        """count: int = state(0)
+        deep: dict = state({"list": []})
+        plain = None
+
+        def __init__(self):
+            self.plain = 'kept'""",
+    ).replace(
+        "repr(self.seen).encode()",
+        "repr([self.seen, self.deep, self.plain, hasattr(self, 'stray')]).encode()",
+    )
+    hosted = host(source).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    write(hosted, source.replace("\n        def on_event", FAILS.format(failure=failure)))
+    assert told in reload(hosted)["failure"]["error"]
+    hosted.send(1)
+    expected = "old 2 [{0: 1, 1: 2}, {'list': []}, 'kept', False]"
+    assert hosted.wait_outputs(2)[1] == expected
+    write(hosted, source)
+    kill(hosted.wait_running()["worker_pid"])  # nor in what was saved
+    hosted.send(2)
+    assert hosted.wait_outputs(3)[2] == "old 3 [{1: 2, 2: 3}, {'list': []}, 'kept', False]"
+
+
+def test_a_field_that_cannot_be_copied_is_not_migrated_by_a_reload(host):
+    source = TYPED.replace(
+        "class Operator:",
+        """class Lock:
+        def __deepcopy__(self, memo):
+            raise TypeError("it is one of a kind")
+
+    class Codec:
+        encode = staticmethod(lambda value: b"")
+        decode = staticmethod(lambda data: Lock())
+
+    class Operator:
+        lock = state(codec=Codec, in_place=False)
+
+        def __init__(self):
+            self.lock = Lock()
+""",
+    )
+    hosted = host(source).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    write(hosted, source.replace("\n        def on_event", FAILS.format(failure="pass")))
+    told = "the field lock cannot be copied for migrate_state: it is one of a kind; restart the operator"
+    assert told in reload(hosted)["failure"]["error"]
+    hosted.send(1)
+    assert hosted.wait_outputs(2)[1] == "old 2 {0: 1, 1: 2}"
+
+
 BROKEN = {
     "a file that is no Python": ("def broken(:", "SyntaxError"),
     "a file that raises half-way": ("PREFIX = b'broken'\n1 / 0", "ZeroDivisionError"),

@@ -27,7 +27,8 @@ def replace(
     Raises whatever the new code raises; `old` and its module are then as they were.
     """
     name = module.__name__
-    carried = old.__dict__
+    carried = old.__dict__  # the same dict, as threads of the old object go on with it
+    before = dict(carried)
     try:
         new_module = load(name)
         new = getattr(new_module, class_name)()
@@ -35,5 +36,7 @@ def replace(
         accept(new)
     except BaseException:
         sys.modules[name] = module
+        carried.clear()
+        carried.update(before)
         raise
     return new_module, new
