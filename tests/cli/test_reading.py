@@ -267,6 +267,8 @@ def damage(state) -> None:
         ["put", "a", "b"],
         ["export", "-"],
         ["stats"],
+        ["stats", "--format", "json"],
+        ["verify", "--format", "json"],
         ["verify"],
     ],
     ids=" ".join,
@@ -530,3 +532,10 @@ def test_completion_knows_commands_keys_and_nodes(command, state):
     assert complete("dora-state get --node arm/left ", 4) == ["pose"]
     assert complete("dora-state list --node a", 3) == ["arm/left"]
     assert set(complete("dora-state list --format ", 3)) == {"table", "json"}
+    with Store(state / "shared") as store:
+        store.update(
+            dict.fromkeys(["map/$(reboot)", "map/a b", "map/\\n", "map/é", "-e", "x;y"], b"")
+        )
+    assert complete("dora-state get ma", 2) == ["map/name", "map/origin", "map/é"]
+    assert "x;y" not in complete("dora-state get x", 2)
+    assert not any(key.startswith("-") for key in complete("dora-state get ", 2))

@@ -291,6 +291,8 @@ def entry(place: Place, store: Store, key: Key) -> tuple[memoryview, int]:
 
 # Completion
 
+_NOT_PLAIN = frozenset(" \\\"'`$&|;<>()*?[]{}~#!^")
+
 
 def complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     with contextlib.suppress(StateError, OSError, ValueError):
@@ -298,8 +300,13 @@ def complete_key(ctx: click.Context, param: click.Parameter, incomplete: str) ->
         place = find(ctx.params.get("node"), ctx.params.get("dataflow"), state_dir, store_dir)
         with existing(place).read() as store:
             keys = (key for key, *_ in store._scan(USER, views=True))
-            return sorted(key for key in keys if key.startswith(incomplete) and key.isprintable())
+            return sorted(key for key in keys if key.startswith(incomplete) and _is_plain(key))
     return []
+
+
+def _is_plain(word: str) -> bool:
+    """Whether a shell takes it for this one word. It puts in unquoted what is completed, and others chose the key."""
+    return word.isprintable() and not word.startswith("-") and _NOT_PLAIN.isdisjoint(word)
 
 
 def _path(given: str | Path | None) -> Path | None:
@@ -309,7 +316,8 @@ def _path(given: str | Path | None) -> Path | None:
 def complete_node(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     with contextlib.suppress(StateError, OSError):
         root = state_directory(ctx.params.get("dataflow"), _path(ctx.params.get("state_dir")))
-        return [node for _, node in location.nodes(root) if node.startswith(incomplete)]
+        nodes = (node for _, node in location.nodes(root))
+        return [node for node in nodes if node.startswith(incomplete) and _is_plain(node)]
     return []
 
 

@@ -37,6 +37,7 @@ def stats(place: Place, style: str) -> None:
             )
         for node, record in _operators(chosen).items():
             output.json_line({"operator": node, **json.loads(json.dumps(record, default=str))})
+        _refuse_damage(found)
         return
     if place.root is not None:
         click.echo(f"state of {text.visible(str(place.root))}\n")
@@ -58,6 +59,11 @@ def stats(place: Place, style: str) -> None:
             "last crash",
         )
         output.table(columns, [_operator_row(*each) for each in operators.items()])
+    _refuse_damage(found)
+
+
+def _refuse_damage(found: list[tuple[Place, dict[str, int], str | None]]) -> None:
+    """For the exit code, when all has been shown."""
     if any(isinstance(error, str) for _, _, error in found):
         raise CorruptionError("a store is damaged; stop the dataflow, then run `dora-state repair`")
 
