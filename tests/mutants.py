@@ -998,6 +998,108 @@ MUTANTS = [
             "        status = ds__blob_map(store, reference, false, &mapping);\n    if (status == DS_OK)\n        ds__mapping_unpin",
         ),
     ),
+    mutant(
+        "group-never-syncs",
+        "keeper.c",
+        "a commit of group mode never reaches the disk by itself",
+        (
+            "        if (group)\n            (void)ds__sync",
+            "        if (group && pause == 12345)\n            (void)ds__sync",
+        ),
+    ),
+    mutant(
+        "group-opener-does-not-sync",
+        "store.c",
+        "what a dead process committed is not on disk though an opener promises it",
+        (
+            "    if (status == DS_OK && store->options.durability != DS_PROCESS)\n",
+            "    if (status == DS_OK && store->options.durability == DS_COMMIT)\n",
+        ),
+    ),
+    mutant(
+        "blobs-not-synced",
+        "sync.c",
+        "a synced frame names a large value that is not on disk",
+        (
+            "    if (last_blob != 0 && last_blob >= from)",
+            "    if (last_blob == 1 && last_blob >= from)",
+        ),
+    ),
+    mutant(
+        "blob-name-not-synced",
+        "blob.c",
+        "a synced large value has no name after a power loss",
+        (
+            "    return status == DS_OK ? ds__os_directory_sync(&store->directory) : status;\n}\n\nvoid ds__blob_remove",
+            "    return status;\n}\n\nvoid ds__blob_remove",
+        ),
+    ),
+    mutant(
+        "no-redirty",
+        "sync.c",
+        "pages whose sync a dying process was told had failed pass for written",
+        (
+            "unknown != 0 ? redirty(store, from, unknown) : DS_OK",
+            "unknown == 1 ? redirty(store, from, unknown) : DS_OK",
+        ),
+    ),
+    mutant(
+        "publish-floor-not-durable",
+        "recovery.c",
+        "a sequence is given out twice after two power losses",
+        ("&raised, true);", "&raised, false);"),
+    ),
+    mutant(
+        "floor-always-slot-0",
+        "sync.c",
+        "a torn write of the floor takes the one before along",
+        ("slot->count % DS_FLOOR_SLOTS * DS_FLOOR_SPACING", "(uint64_t)0 * DS_FLOOR_SPACING"),
+    ),
+    mutant(
+        "repair-wakes-nobody",
+        "writer.c",
+        "who waits for what a dead writer committed learns of it a second late",
+        ("    ds__wake_all(control);\n    return DS_OK;", "    return DS_OK;"),
+    ),
+    mutant(
+        "wait-tells-the-uncommitted",
+        "wait.c",
+        "a wait ends with a commit that may be taken back",
+        (
+            "            status = ds__step_back(store, limit, &found, &gone);\n        if (gone ||",
+            "            status = ds__step_back(store, UINT64_MAX, &found, &gone);\n        limit = UINT64_MAX;\n        if (gone ||",
+        ),
+    ),
+    mutant(
+        "fence-can-fall",
+        "writer.c",
+        "a fence that comes late lets a replaced operator write again",
+        (
+            "    if (atomic_load_explicit(&store->control->fence, memory_order_relaxed) < incarnation)\n",
+            "",
+        ),
+    ),
+    mutant(
+        "undo-of-large-not-sealed",
+        "writer.c",
+        "a frame follows long torn bytes",
+        ("    else\n        tail->sealed = 1;", ""),
+    ),
+    mutant(
+        "close-while-others-is-clean",
+        "store.c",
+        "the end of the log is written down while others go on",
+        ("    bool clean = alone && (status", "    bool clean = (status"),
+    ),
+    mutant(
+        "step-back-in-circles",
+        "read.c",
+        "a hostile log holds a reader for ever",
+        (
+            '        if (previous >= found->offset)\n            return bad_record(store, found->offset, "names a later one as its predecessor");\n',
+            "",
+        ),
+    ),
 ]
 
 # No bug at all: the tests that notice the others must be content with it.
@@ -1005,6 +1107,19 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "group-never-syncs": "test_sync i7_in_group_mode_a_sync_follows_by_itself",
+    "group-opener-does-not-sync": "test_sync i7_an_opener_that_promises_syncs_what_the_dead_left",
+    "blobs-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",
+    "blob-name-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",
+    "no-redirty": "test_sync i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again",
+    "publish-floor-not-durable": "power_loss 4000 1",
+    "floor-always-slot-0": "test_damage i13_a_torn_floor_leaves_the_one_before",
+    "repair-wakes-nobody": "test_wait a_repair_while_somebody_sleeps",
+    "wait-tells-the-uncommitted": "test_wait what_is_not_committed_ends_no_wait",
+    "fence-can-fall": "test_store a_fenced_incarnation_commits_no_more",
+    "undo-of-large-not-sealed": "test_damage i1_a_long_torn_frame_is_left_behind",
+    "close-while-others-is-clean": "test_damage i34_only_the_last_close_is_clean",
+    "step-back-in-circles": "test_damage i28_predecessors_in_a_circle_end",
     "keeper-awaited-in-a-child": "test_processes i5_a_child_closes_a_handle_whose_keeper_waits",
     "blobs-all-swept": "test_damage a_large_value_that_was_never_committed_goes",
     "blob-length-32-bit": "test_large i25_a_value_of_gigabytes_comes_back",

@@ -258,6 +258,26 @@ void __wrap_ds__keeper_ask(ds_store *store) {
     (void)store;
 }
 
+/* Is the floor in the page cache only? The hooked engine has functions of its own. */
+static bool floor_unsynced;
+
+ds_status __real_ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *bytes,
+                              size_t size, uint64_t at);
+ds_status __wrap_ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *bytes,
+                              size_t size, uint64_t at);
+ds_status __wrap_ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *bytes,
+                              size_t size, uint64_t at) {
+    floor_unsynced = floor_unsynced || strcmp(name, "floor") == 0;
+    return __real_ds__os_write(directory, name, fd, bytes, size, at);
+}
+
+ds_status __real_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
+ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
+ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd) {
+    floor_unsynced = floor_unsynced && strcmp(name, "floor") != 0;
+    return __real_ds__os_datasync(directory, name, fd);
+}
+
 static void must(ds_status status, const char *what, const char *why) {
     if (status != DS_OK)
         violated("%s gave %s: %s", what, ds_status_name(status), why);
@@ -295,17 +315,21 @@ static uint64_t judge(scene *s, ds_store *store, uint64_t least, uint64_t most) 
 /* ---- and once more: the power goes again, after a recovery and one commit that nothing synced ----------------------- */
 
 /* What is in the files when it happens; nothing that the store does while it is closed counts. */
-static void commit_once(scene *s, image *after) {
+static uint64_t commit_once(scene *s, image *after, bool *floor_lost) {
     image files = {0};
+    uint64_t sequence = 0;
+    floor_unsynced = false;
     ds_store *store = open_copy(s);
     uint64_t m = judge(s, store, s->synced, s->begun);
     ds_change changes[HISTORY_CHANGES];
     size_t count = history_make(&s->at[0], m + 1, changes);
-    must(ds_commit(store, changes, count, NULL), "a commit before the power goes again", ds_error());
+    must(ds_commit(store, changes, count, &sequence), "a commit before the power goes again", ds_error());
+    *floor_lost = floor_unsynced;
     image_map(&files, s->copy);
     image_copy(after, &files);
     image_unmap(&files);
     must(ds_close(store), "close", ds_error());
+    return sequence;
 }
 
 static size_t find_name(const image *i, const char *name) {
@@ -315,8 +339,8 @@ static size_t find_name(const image *i, const char *name) {
     return at;
 }
 
-/* A file's pages, each as before or as after. Its floor was synced if it was written at all. */
-static void mix_file(scene *s, const image *before, const image *after, const char *name, image *out) {
+/* A file's pages, each as before or as after. */
+static void mix_file(scene *s, const image *before, const image *after, const char *name, bool synced, image *out) {
     size_t old = find_name(before, name), new = find_name(after, name);
     bool gone = new == after->count, made = old == before->count;
     const image *from = gone ? before : after;
@@ -325,7 +349,7 @@ static void mix_file(scene *s, const image *before, const image *after, const ch
     CHECK(bytes && out->count < IMAGE_FILES);
     for (size_t at = 0; at < size; at += SECTOR) {
         size_t length = size - at < SECTOR ? size - at : SECTOR;
-        bool newer = !gone && (strcmp(name, "floor") == 0 || check_below(&s->random, 2));
+        bool newer = !gone && (synced || check_below(&s->random, 2));
         if (newer)
             memcpy(bytes + at, after->files[new].bytes + at, length);
         else if (made || at + length > before->files[old].size)
@@ -339,7 +363,7 @@ static void mix_file(scene *s, const image *before, const image *after, const ch
 }
 
 /* Names: recovery removes torn segments, newest first; then the commit may make one. The journal keeps that order. */
-static void mix(scene *s, const image *before, const image *after, image *out) {
+static void mix(scene *s, const image *before, const image *after, bool floor_lost, image *out) {
     bool made_is_there = check_below(&s->random, 2);
     const char *lowest_removed = ""; /* this one and those above are gone on disk; "": all */
     for (size_t f = 0; f < before->count; f++)
@@ -351,13 +375,13 @@ static void mix(scene *s, const image *before, const image *after, image *out) {
         bool removed = find_name(after, name) == after->count;
         if (image_is_derived(name) || (removed && strcmp(name, lowest_removed) >= 0))
             continue;
-        mix_file(s, before, after, name, out);
+        mix_file(s, before, after, name, !floor_lost && strcmp(name, "floor") == 0, out);
     }
     for (size_t f = 0; f < after->count; f++) {
         const char *name = after->files[f].name;
         bool made = find_name(before, name) == before->count;
         if (!image_is_derived(name) && made && (made_is_there || strcmp(name, "floor") == 0))
-            mix_file(s, before, after, name, out);
+            mix_file(s, before, after, name, !floor_lost && strcmp(name, "floor") == 0, out);
     }
 }
 
@@ -370,13 +394,19 @@ static void lose_power_again(scene *s, const image *before) {
         return;
     image_write(before, s->copy, true);
     image after, mixed;
-    commit_once(s, &after);
-    mix(s, before, &after, &mixed);
+    bool floor_lost;
+    uint64_t given = commit_once(s, &after, &floor_lost);
+    mix(s, before, &after, floor_lost, &mixed);
     image_write(&mixed, s->copy, true);
     s->images++;
     s->twice++;
     ds_store *store = open_copy(s);
     judge(s, store, s->synced, s->begun + 1);
+    ds_stats stats;
+    must(ds_stats_read(store, &stats), "stats", ds_error());
+    if (stats.sequence < given)
+        violated("sequences go on at %llu, and %llu was given out before", (unsigned long long)stats.sequence + 1,
+                 (unsigned long long)given);
     must(ds_close(store), "close", ds_error());
     image_free(&mixed);
     image_free(&after);

@@ -175,6 +175,89 @@ static void the_control_page_of_another_boot_blocks_nothing(const char *dir) {
     free(control);
 }
 
+/* I13: each write of the floor spares the one before, which counts if this one is torn. */
+static void i13_a_torn_floor_leaves_the_one_before(const char *dir) {
+    ds_store *store = open_store(dir);
+    for (int i = 0; i < 3; i++) {
+        put_filled(store, "a", '1' + i);
+        CHECK_OK(ds_sync(store));
+    }
+    struct ds_floor newest, before;
+    CHECK_OK(ds__floor_read(&store->directory, store->uuid, &newest));
+    char *path = check_format("%s/floor", dir);
+    write_at(path, "torn", 4, (off_t)(newest.count % DS_FLOOR_SLOTS * DS_FLOOR_SPACING));
+    CHECK_OK(ds__floor_read(&store->directory, store->uuid, &before));
+    CHECK_EQ(before.count, newest.count - 1);
+    CHECK(before.offset > 0 && before.offset < newest.offset);
+    CHECK_OK(ds_close(store));
+    free(path);
+}
+
+/* I34: who closes a store that others have open does not write down that it ends there: they may go on. */
+static void i34_only_the_last_close_is_clean(const char *dir) {
+    struct ds_floor floor;
+    ds_store *first = open_store(dir), *last = open_store(dir);
+    put_filled(first, "a", '1');
+    CHECK_OK(ds_close(first));
+    CHECK_OK(ds__floor_read(&last->directory, last->uuid, &floor));
+    CHECK_EQ(floor.flags & DS_FLOOR_CLEAN, 0);
+    CHECK_OK(ds_close(last));
+    ds_store *again = open_store(dir);
+    CHECK_OK(ds__floor_read(&again->directory, again->uuid, &floor));
+    CHECK_EQ(floor.flags & DS_FLOOR_CLEAN, 0); /* nor one that is open again */
+    CHECK_OK(ds_close(again));
+}
+
+/* I28: versions of a key that name each other as predecessors, checksums and all, and a commit point that is before them. */
+static void i28_predecessors_in_a_circle_end(const char *dir) {
+    ds_store *store = open_store(dir);
+    uint64_t before = store->control->tail.offset, offset = before + sizeof(struct ds_frame);
+    put_filled(store, "a", '1');
+    struct ds_segment *segment;
+    CHECK_OK(ds__segments_at(&store->segments, store->control->tail.segment_base, &segment));
+    struct ds_record *record = (struct ds_record *)(void *)ds__segment_at(segment, offset);
+    record->previous = offset;
+    record->check = (uint16_t)ds__record_seed(segment->seed, offset, record);
+    uint64_t committed = atomic_exchange(&store->control->committed, before);
+    ds_value value;
+    alarm(10); /* seconds; not the minute that a test has */
+    CHECK_IS(ds_get(store, DS_USER, "a", 1, &value), DS_CORRUPT);
+    atomic_store(&store->control->committed, committed);
+    (void)ds_close(store);
+}
+
+/* I1: a frame that a dead writer had begun, too long to be zeroed while others wait: it is never followed by another. */
+static void i1_a_long_torn_frame_is_left_behind(const char *dir) {
+    enum { LONG = 100 * 1024, BIG = 400 * 1024 };
+    ds_store *store = open_store(dir);
+    char *big = calloc(1, BIG);
+    CHECK(big);
+    CHECK_OK(ds_put(store, DS_USER, "big", 3, big, BIG, NULL)); /* a segment with room for it */
+    put_filled(store, "a", '1');
+    struct ds_control *control = store->control;
+    uint64_t begin = control->tail.offset, base = control->tail.segment_base;
+    CHECK(begin + LONG < base + control->tail.segment_size);
+    struct ds_segment *segment;
+    CHECK_OK(ds__segments_at(&store->segments, base, &segment));
+    control->intent.begin = begin;
+    ds__tail_store(&control->intent.after, &control->tail);
+    atomic_store(&control->intent.end, begin + LONG);
+    memset((char *)ds__segment_at(segment, begin) + sizeof(uint64_t), 0xaa, LONG - sizeof(uint64_t));
+    put_filled(store, "a", '2');
+    CHECK_EQ(stats_of(store).repairs, 1);
+    CHECK(control->tail.segment_base != base);
+    for (int reboot = 0; reboot < 2; reboot++) {
+        CHECK_EQ(filled_with(store, "a"), '2' + reboot);
+        CHECK_OK(ds_verify(store, NULL));
+        put_filled(store, "a", '3' + reboot);
+        CHECK_OK(ds_close(store));
+        image_reboot(dir);
+        store = open_store(dir);
+    }
+    CHECK_OK(ds_close(store));
+    free(big);
+}
+
 static ds_status open_status(const char *dir, bool read_only) {
     ds_options options = options_default();
     options.read_only = read_only;
@@ -339,6 +422,10 @@ int main(int argc, char **argv) {
         TEST(segments_of_another_history_are_not_accepted),
         TEST(a_frame_in_the_wrong_place_is_not_accepted),
         TEST(the_control_page_of_another_boot_blocks_nothing),
+        TEST(i13_a_torn_floor_leaves_the_one_before),
+        TEST(i1_a_long_torn_frame_is_left_behind),
+        TEST(i34_only_the_last_close_is_clean),
+        TEST(i28_predecessors_in_a_circle_end),
         TEST(a_future_format_is_refused),
         TEST(a_missing_segment_is_reported),
     };

@@ -408,6 +408,9 @@ static void a_fenced_incarnation_commits_no_more(const char *dir) {
     put(new, "k", "new");
     put(free_of_it, "other", "1"); /* incarnation 0 is never fenced */
     CHECK_EQ(stats_of(new).fence, 6);
+    CHECK_OK(ds_fence(free_of_it, 4, &sequence)); /* one that comes late lets nobody back in */
+    CHECK_EQ(stats_of(new).fence, 6);
+    CHECK_IS(ds_put(old, DS_USER, "k", 1, "late", 4, NULL), DS_FENCED);
     CHECK_OK(ds_close(old));
     CHECK_OK(ds_close(new));
     CHECK_OK(ds_close(free_of_it));

@@ -1,13 +1,21 @@
-/* I10: a failed sync is final, for every handle and every process, since the kernel may call clean what it has lost. The
- * linker wraps the one function of os.c that puts log bytes on disk (ld --wrap). */
+/* I7: a sync follows where one is promised. I10: a failed sync is final, for every handle and every process, since the
+ * kernel may call clean what it has lost. The linker wraps the functions of os.c that put bytes on disk (ld --wrap). */
 #include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "os.h"
 #include "status.h"
+#include "store.h"
 #include "store_help.h"
 
 static unsigned failing; /* so many syncs fail from now on */
+static bool deadly;      /* who syncs dies of it */
 
 ds_status __real_ds__os_range_sync(const struct ds_directory *directory, const char *name, void *address,
                                    uint64_t size);
@@ -15,6 +23,8 @@ ds_status __wrap_ds__os_range_sync(const struct ds_directory *directory, const c
                                    uint64_t size);
 ds_status __wrap_ds__os_range_sync(const struct ds_directory *directory, const char *name, void *address,
                                    uint64_t size) {
+    if (deadly)
+        _exit(9);
     if (failing == 0)
         return __real_ds__os_range_sync(directory, name, address, size);
     failing--;
@@ -52,7 +62,155 @@ static void i10_a_failed_sync_is_final_for_all(const char *dir) {
     CHECK_IS(ds_close(store), DS_IO);
 }
 
+static void die_in_a_sync(ds_store *store) {
+    deadly = true;
+    (void)ds_sync(store);
+}
+
+static void on_a_fault(int signal) {
+    (void)signal;
+    _exit(9);
+}
+
+/* A store into the log is a fault here. */
+static void sync_without_writing(ds_store *store) {
+    struct ds_segment *segment;
+    CHECK_OK(ds__segments_at(&store->segments, store->control->tail.segment_base, &segment));
+    signal(SIGSEGV, on_a_fault);
+    CHECK(mprotect((void *)(uintptr_t)segment->mapping.bytes, segment->mapping.size, PROT_READ) == 0);
+    CHECK_OK(ds_sync(store));
+}
+
+/* How a process ends that opens the store and does this. */
+static int end_of(const char *dir, void (*act)(ds_store *store)) {
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        act(open_store(dir));
+        _exit(0);
+    }
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+/* It may have been told of an error that nobody else was: so every page is written once more before the next sync. */
+static void i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "key", "value");
+    CHECK_EQ(end_of(dir, sync_without_writing), 0);
+    put(store, "key", "is it there?");
+    CHECK_EQ(end_of(dir, die_in_a_sync), 9);
+    CHECK_EQ(end_of(dir, sync_without_writing), 9); /* and who dies doing that leaves it to the next */
+    CHECK_EQ(end_of(dir, sync_without_writing), 9);
+    CHECK_OK(ds_sync(store));
+    put(store, "key", "again");
+    CHECK_EQ(end_of(dir, sync_without_writing), 0);
+    CHECK_OK(ds_close(store));
+}
+
+/* ---- who syncs what nobody asked for ------------------------------------------------------------------------------- */
+
+static bool all_synced(ds_store *store) {
+    ds_stats stats = stats_of(store);
+    return stats.synced >= stats.committed;
+}
+
+static ds_options of_group(uint32_t milliseconds) {
+    ds_options options = options_default();
+    options.durability = DS_GROUP;
+    options.group_ms = milliseconds;
+    return options;
+}
+
+static void i7_in_group_mode_a_sync_follows_by_itself(const char *dir) {
+    ds_store *store = open_with(dir, of_group(5));
+    for (int i = 0; i < 3; i++) {
+        put(store, "key", "value");
+        for (int ms = 0; ms < 10000 && !all_synced(store); ms++)
+            ds__os_sleep_ms(1);
+        CHECK(all_synced(store));
+    }
+    CHECK_OK(ds_close(store));
+}
+
+/* Dies without a close. */
+static void commit_and_die(void *dir) {
+    put(open_store(dir), "key", "value");
+    _exit(0);
+}
+
+static void i7_an_opener_that_promises_syncs_what_the_dead_left(const char *dir) {
+    ds_options options = of_group(60000);
+    ds_store *keeps_it_open = open_store(dir);
+    for (int i = 0; i < 2; i++) {
+        check_join(check_spawn(commit_and_die, check_format("%s", dir)));
+        CHECK(!all_synced(keeps_it_open));
+        ds_store *store = open_with(dir, options);
+        CHECK(all_synced(store));
+        CHECK_OK(ds_close(store));
+        options.durability = DS_COMMIT;
+    }
+    CHECK_OK(ds_close(keeps_it_open));
+}
+
+static void i7_in_commit_mode_what_returns_is_synced(const char *dir) {
+    ds_options options = options_default();
+    options.durability = DS_COMMIT;
+    ds_store *store = open_with(dir, options);
+    put(store, "key", "value");
+    CHECK(all_synced(store));
+    CHECK_OK(ds_delete(store, DS_USER, "key", 3, NULL));
+    CHECK(all_synced(store));
+    CHECK_OK(ds_close(store));
+}
+
+static char datasynced[64]; /* the file that was synced last, but for the floor */
+static bool name_synced;    /* and then the directory */
+
+ds_status __real_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
+ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
+ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd) {
+    if (strcmp(name, "floor") != 0) {
+        snprintf(datasynced, sizeof datasynced, "%s", name);
+        name_synced = false;
+    }
+    return __real_ds__os_datasync(directory, name, fd);
+}
+
+ds_status __real_ds__os_directory_sync(const struct ds_directory *directory);
+ds_status __wrap_ds__os_directory_sync(const struct ds_directory *directory);
+ds_status __wrap_ds__os_directory_sync(const struct ds_directory *directory) {
+    name_synced = true;
+    return __real_ds__os_directory_sync(directory);
+}
+
+static void i7_a_large_value_is_on_disk_with_its_commit(const char *dir) {
+    ds_options options = options_default();
+    options.durability = DS_COMMIT;
+    ds_store *store = open_with(dir, options);
+    size_t size = 17 * 1024 * 1024; /* a file of its own */
+    void *value = calloc(1, size);
+    CHECK(value);
+    put(store, "small", "1"); /* the segment's name is on disk by now */
+    datasynced[0] = 0;
+    name_synced = false;
+    CHECK_OK(ds_put(store, DS_USER, "large", 5, value, size, NULL));
+    char *blob = check_format("%s/%s", dir, datasynced);
+    struct stat file;
+    CHECK(datasynced[0] && stat(blob, &file) == 0 && (size_t)file.st_size == size);
+    CHECK(name_synced);
+    put(store, "small", "2"); /* needs no sync of it again */
+    CHECK_OK(ds_close(store));
+    free(blob);
+    free(value);
+}
+
 int main(int argc, char **argv) {
-    static const check_test tests[] = {TEST(i10_a_failed_sync_is_final_for_all)};
+    static const check_test tests[] = {TEST(i10_a_failed_sync_is_final_for_all),
+                                       TEST(i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again),
+                                       TEST(i7_in_group_mode_a_sync_follows_by_itself),
+                                       TEST(i7_an_opener_that_promises_syncs_what_the_dead_left),
+                                       TEST(i7_in_commit_mode_what_returns_is_synced),
+                                       TEST(i7_a_large_value_is_on_disk_with_its_commit)};
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }

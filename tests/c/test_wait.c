@@ -19,7 +19,7 @@ enum { ROUNDS = 20000, LOST_S = 30 };
 static ds_store *writer;         /* another handle of the same store */
 static const char *written;      /* the key that it is about to put, once */
 static unsigned looks_until_put; /* at which reading of the clock: the second lies between the look and the sleep */
-static bool put_asleep, sleeps_for_real;
+static bool put_asleep, repair_asleep, sleeps_for_real;
 static unsigned sleeps, wakes;
 
 static void put_once(void) {
@@ -44,6 +44,18 @@ void __wrap_ds__os_futex_wake(_Atomic uint32_t *word) {
     __real_ds__os_futex_wake(word);
 }
 
+/* A writer dies between its intent and its frame, and the next one repairs. */
+static void repair_once(void) {
+    struct ds_control *control = writer->control;
+    repair_asleep = false;
+    control->intent.begin = control->tail.offset;
+    ds__tail_store(&control->intent.after, &control->tail);
+    atomic_store(&control->intent.end, control->tail.offset + 64);
+    uint64_t repairs = stats_of(writer).repairs;
+    CHECK_OK(ds_settle(writer, NULL));
+    CHECK_EQ(stats_of(writer).repairs, repairs + 1);
+}
+
 void __wrap_ds__os_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns);
 void __wrap_ds__os_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t timeout_ns) {
     (void)timeout_ns;
@@ -54,7 +66,9 @@ void __wrap_ds__os_futex_wait(_Atomic uint32_t *word, uint32_t value, uint64_t t
         return;
     }
     sleeps++;
-    if (put_asleep) {
+    if (repair_asleep) {
+        repair_once();
+    } else if (put_asleep) {
         unsigned before = wakes;
         put_once();
         CHECK_EQ(wakes, before + 1); /* who sleeps here is woken */
@@ -95,6 +109,39 @@ static void a_commit_while_somebody_sleeps(const char *dir) {
         expect_seen(store, "pose/", true);
     }
     CHECK_OK(ds_close(writer));
+    CHECK_OK(ds_close(store));
+}
+
+/* What the dead one committed may be what is waited for, and it wakes nobody any more. */
+static void a_repair_while_somebody_sleeps(const char *dir) {
+    ds_store *store = open_store(dir);
+    writer = open_store(dir);
+    put_asleep = true;
+    for (int i = 0; i < 2; i++) {
+        uint64_t seen = 0, after = put(writer, "pose/x", "old");
+        repair_asleep = true;
+        written = "pose/x";
+        sleeps = 0;
+        CHECK_OK(ds_wait(store, DS_USER, "pose/x", i == 0 ? 5 : 6, i == 0, after, 60000, &seen));
+        CHECK_EQ(seen, after + 1);
+        CHECK_EQ(sleeps, 2);
+    }
+    CHECK_OK(ds_close(writer));
+    CHECK_OK(ds_close(store));
+}
+
+/* The index names a record before its commit point: its writer may be dead, and the commit taken back. */
+static void what_is_not_committed_ends_no_wait(const char *dir) {
+    ds_store *store = open_store(dir);
+    uint64_t before = stats_of(store).committed, sequence = put(store, "pose/x", "new"), seen = 0;
+    uint64_t committed = stats_of(store).committed;
+    for (int prefix = 0; prefix < 2; prefix++) {
+        atomic_store(&store->control->committed, before);
+        CHECK_IS(ds_wait(store, DS_USER, "pose/x", 6, prefix, sequence - 1, 0, &seen), DS_TIMEOUT);
+        atomic_store(&store->control->committed, committed);
+        CHECK_OK(ds_wait(store, DS_USER, "pose/x", 6, prefix, sequence - 1, 0, &seen));
+        CHECK_EQ(seen, sequence);
+    }
     CHECK_OK(ds_close(store));
 }
 
@@ -152,6 +199,7 @@ static void two_processes_miss_nothing_of_a_prefix(const char *dir) {
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(a_commit_between_the_look_and_the_sleep), TEST(a_commit_while_somebody_sleeps),
+        TEST(a_repair_while_somebody_sleeps),          TEST(what_is_not_committed_ends_no_wait),
         TEST(nobody_is_woken_where_nobody_sleeps),     TEST(two_processes_miss_nothing_of_a_key),
         TEST(two_processes_miss_nothing_of_a_prefix),
     };
