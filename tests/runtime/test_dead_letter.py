@@ -306,6 +306,25 @@ def test_a_poisonous_stop_ends_it_all_the_same_but_not_as_a_clean_stop(host):
     assert hosted.statuses[-1]["state"] == "ended"
 
 
+def test_a_stop_is_not_replayed(host):
+    """It would end the next run at once, in order, and with it its state."""
+    hosted = host(
+        """
+        class Operator:
+            def on_event(self, event, send_output):
+                assert event["type"] != "STOP"
+                return 0
+        """,
+        policy=POLICY,
+    ).start()
+    hosted.supervisor.submit({"type": "STOP", "id": "MANUAL"})
+    hosted.wait_end()
+    known = letters(hosted)
+    with pytest.raises(ValueError, match=r"the STOP of a run that is over.*drop the letter"):
+        dead_letter.check(known, [known.letters[0].number])
+    dead_letter.check(known, [known.letters[0].number], replays=False)
+
+
 def test_kills_from_outside_between_events_set_nothing_aside(host):
     hosted = host(policy=RestartPolicy(max_restarts=0, restart_delay=0.0)).start()
     incarnation = 0

@@ -78,7 +78,7 @@ def show(place: Place, number: int, style: str) -> None:
 def replay(place: Place, numbers: tuple[int, ...], everything: bool) -> None:
     """Hand dead letters out again, as new events: now, or when the dataflow is started the next time."""
     one = _operator(place)
-    chosen = _choose(one, numbers, everything)
+    chosen = _choose(one, numbers, everything, replays=True)
     if not chosen:
         return
     if _ask(one, "replay", chosen):
@@ -149,13 +149,19 @@ def _find(place: Place, known: Letters, number: int) -> Letter:
     return letter
 
 
-def _choose(place: Place, numbers: tuple[int, ...], everything: bool) -> list[int]:
+def _choose(
+    place: Place, numbers: tuple[int, ...], everything: bool, *, replays: bool = False
+) -> list[int]:
     """Refused, if one of them is not there, before anything is done."""
     if bool(numbers) == everything:
         raise OperatorError("which dead letters are meant?; give their numbers, or --all")
     known = _read(place)
     if everything:
-        return [each.number for each in known.letters if not each.replay]
+        return [
+            each.number
+            for each in known.letters
+            if not each.replay and not (replays and each.is_stop)
+        ]
     for number in numbers:
         _find(place, known, number)
     return sorted(set(numbers))

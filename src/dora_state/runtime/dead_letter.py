@@ -50,6 +50,10 @@ class Letter:
     has_content: bool = True
     replay: bool = False  # it waits to be handed out again
 
+    @property
+    def is_stop(self) -> bool:
+        return self.type == "STOP"
+
 
 @dataclass(frozen=True)
 class Letters:
@@ -273,6 +277,11 @@ def check(known: Letters, numbers: list[int], *, replays: bool = True) -> None:
             raise LookupError(f"there is no dead letter {number}; list them")
         if letter.replay:
             raise ValueError(f"dead letter {number} waits for its replay already; wait for its end")
+        if replays and letter.is_stop:
+            raise ValueError(
+                f"dead letter {number} is the STOP of a run that is over, and would end the next one;"
+                " drop the letter"
+            )
         if replays and not letter.has_content:
             raise ValueError(
                 f"the event of dead letter {number} was larger than {LETTERS_BYTES >> 20} MiB and not"
