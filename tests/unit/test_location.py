@@ -25,6 +25,12 @@ RUNS = ("01a20ba4-0001", "01a20ba4-0002", "01a20ba4-0003")
 
 
 @pytest.fixture
+def impatient(monkeypatch):
+    """Another run that is just ending is not waited for."""
+    monkeypatch.setattr("dora_state.location._PATIENCE_S", 0)
+
+
+@pytest.fixture
 def flow(tmp_path) -> Path:
     """The folder of a dataflow."""
     folder = tmp_path / "flow"
@@ -150,7 +156,7 @@ def host(flow):
         process.communicate()
 
 
-def test_a_second_live_owner_is_refused(flow, host):
+def test_a_second_live_owner_is_refused(flow, host, impatient):
     process = host(RUNS[0], "counter")
     with pytest.raises(OperatorError, match=f"in use by process {process.pid}"):
         claim(RUNS[0], "counter", cwd=flow)
@@ -169,17 +175,11 @@ def test_two_nodes_of_one_run_live_side_by_side(flow, host):
     assert keys(flow / "state/counter") == keys(flow / "state/tracker") == ["n"]
 
 
-def test_another_dataflow_does_not_get_at_the_shared_store(flow, host):
+def test_another_dataflow_does_not_get_at_the_shared_store(flow, host, impatient):
     host(RUNS[0], "counter")
     with pytest.raises(OperatorError, match=f"in use by dataflow {RUNS[0]}.*--state-dir"):
         claim(RUNS[1], "tracker", cwd=flow)
     assert not (flow / "state/tracker").exists()
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Another run that is just ending is not waited for."""
-    monkeypatch.setattr("dora_state.location._PATIENCE_S", 0)
 
 
 def test_two_dataflows_that_name_one_directory_share_the_store(tmp_path, flow, impatient):
@@ -356,7 +356,7 @@ def test_a_lost_record_does_not_lock_out_the_run_that_lives(flow, record, node):
     assert shared_keys_of_next_run(flow) == ["x"], "who crashed before is not known any more"
 
 
-def test_a_lost_record_lets_no_other_run_in(flow):
+def test_a_lost_record_lets_no_other_run_in(flow, impatient):
     mine = claim(RUNS[0], "counter", cwd=flow)
     (flow / "state/shared.lock").write_bytes(b"")
     with pytest.raises(OperatorError, match=r"in use by dataflow \(unknown\)"):
