@@ -25,12 +25,10 @@ methods may be called from any thread; what comes out of the iteration is shared
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import os
 import threading
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -41,6 +39,7 @@ from dora_state import location
 from dora_state import operator as operator_api
 from dora_state.errors import OperatorError
 from dora_state.futures import Rooms, Stream, deadline_of, refuse, serve, wait
+from dora_state.runs import run_in
 from dora_state.runtime import inputs, outputs, shared_step
 from dora_state.runtime.config import SupervisorConfig
 from dora_state.runtime.machine import State
@@ -374,7 +373,7 @@ class OperatorHost:
     def _host(self) -> None:
         supervisor = self._supervisor
         supervisor.load()
-        with _run_in(self._state_dir) as run:
+        with run_in(self._state_dir) as run:
             claim = location.claim(
                 *(run, self.name),
                 state_dir=self._state_dir,
@@ -560,23 +559,3 @@ def _locate(operator: str | os.PathLike[str] | type) -> tuple[Path, str]:
             f"class {name} cannot be imported by another process; define it at the top of a Python file"
         )
     return path, name
-
-
-# A run, to location.py: hosts of this process that use one state directory together share its shared store.
-_runs: dict[Path, tuple[str, int]] = {}
-_runs_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _run_in(state_dir: Path) -> Iterator[str]:
-    """The id of the run, as long as there are hosts in it."""
-    with _runs_lock:
-        run, hosts = _runs.get(state_dir, (f"host-{uuid.uuid4()}", 0))
-        _runs[state_dir] = run, hosts + 1
-    try:
-        yield run
-    finally:
-        with _runs_lock:
-            run, hosts = _runs.pop(state_dir)
-            if hosts > 1:
-                _runs[state_dir] = run, hosts - 1

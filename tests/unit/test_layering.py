@@ -43,7 +43,8 @@ LAYERS = {
     "runtime": {"_core", "errors", "operator", "runtime", "shared_writes", "typed_state"},
     "dora": {"_core", "errors", "location", "node_config", "runtime"},
     "futures": set(),
-    "host": {"errors", "futures", "location", "operator", "runtime"},
+    "runs": set(),
+    "host": {"errors", "futures", "location", "operator", "runs", "runtime"},
     "testing": {"codec", "errors", "host", "operator", "runtime", "store", "typed_state"},
     "portable": {"errors"},
     "replacement": {"_core", "errors", "store"},
@@ -122,6 +123,23 @@ def test_imports_point_downwards(path):
             assert target in LAYERS[mine], f"{path.name} imports {name}: upwards or sideways"
         elif top in OUTSIDE:
             assert mine in OUTSIDE[top], f"{path.name} imports {name}, which is not its business"
+
+
+def in_tables(document: str) -> set[str]:
+    """What the first columns of a document's tables name."""
+    cells = re.findall(r"^\| (`[^|]+) \|", (SOURCES / "docs" / document).read_text(), re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_module_is_in_the_tables():
+    """docs/architecture.md and docs/runtime.md say for each what it alone knows."""
+    private = {"__init__", "__main__"}
+    top = {layer(path) for path in MODULES} - private
+    folders = {path.parent.name for path in MODULES if path.parent != PACKAGE}
+    wanted = {f"{name}/" if name in folders else name for name in top}
+    assert wanted - in_tables("architecture.md") == set()
+    runtime = {path.name for path in (PACKAGE / "runtime").glob("*.py")} - {"__init__.py"}
+    assert runtime - in_tables("runtime.md") == set()
 
 
 def test_the_layers_have_no_cycle():

@@ -27,9 +27,9 @@ import msgpack
 from dora_state._core import RUNTIME, Store
 from dora_state.errors import FormatError
 from dora_state.runtime import channel, step, value
+from dora_state.runtime.handle import Worker
 from dora_state.runtime.inputs import Event
 from dora_state.runtime.step import Step
-from dora_state.runtime.workers import Worker
 
 LIST_KEY = "dead-letters"
 LETTERS = 100

@@ -16,8 +16,9 @@ import signal
 import time
 
 from dora_state.runtime import channel
+from dora_state.runtime.handle import Worker
 from dora_state.runtime.policy import RestartPolicy
-from dora_state.runtime.workers import Worker, Workers
+from dora_state.runtime.workers import Workers
 
 log = logging.getLogger("dora_state.supervisor")
 

@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 from dora_state._core import Store
 from dora_state.runtime import inputs, killpoint, shared_step, step
+from dora_state.runtime.handle import Worker
 from dora_state.runtime.inputs import Event, InputBuffer
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.status import Account
 from dora_state.runtime.step import Step
-from dora_state.runtime.workers import Worker
 
 log = logging.getLogger("dora_state.supervisor")
 

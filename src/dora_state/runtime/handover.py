@@ -17,8 +17,8 @@ from typing import Any
 
 from dora_state._core import Store
 from dora_state.runtime import channel, value
+from dora_state.runtime.handle import Worker
 from dora_state.runtime.inputs import Event
-from dora_state.runtime.workers import Worker
 
 NO_NOTE = bytes(channel.NOTE_BYTES)
 

@@ -37,6 +37,7 @@ from dora_state.runtime.config import SupervisorConfig
 from dora_state.runtime.dead_letter import LetterBox
 from dora_state.runtime.deadline import Deadline
 from dora_state.runtime.delivery import Delivery
+from dora_state.runtime.handle import Worker, import_error
 from dora_state.runtime.inputs import InputBuffer
 from dora_state.runtime.offer import Offer
 from dora_state.runtime.outputs import Output
@@ -50,7 +51,7 @@ from dora_state.runtime.status import Account
 from dora_state.runtime.stopping import Outcome, Stopping
 from dora_state.runtime.succession import Succession
 from dora_state.runtime.verdict import REASON_PATIENCE_S, Verdict, log_death
-from dora_state.runtime.workers import Worker, Workers, import_error
+from dora_state.runtime.workers import Workers
 from dora_state.runtime.zygote import Zygote
 
 log = logging.getLogger("dora_state.supervisor")

@@ -11,8 +11,8 @@ from typing import Any
 
 from dora_state._core import Store
 from dora_state.runtime import snapshot, step
+from dora_state.runtime.handle import Worker
 from dora_state.runtime.snapshot import Snapshot
-from dora_state.runtime.workers import Worker
 
 
 class Offer:

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dora_state.runtime.handle import Worker
 from dora_state.runtime.inputs import Event
 from dora_state.runtime.status import Account
-from dora_state.runtime.workers import Worker
 
 log = logging.getLogger("dora_state.supervisor")
 

@@ -19,7 +19,7 @@ from typing import Any
 import msgpack
 
 from dora_state._core import RUNTIME, Store
-from dora_state.runtime.workers import Worker
+from dora_state.runtime.handle import Worker
 
 KEY_PREFIX = "status/"
 VERSION = 1

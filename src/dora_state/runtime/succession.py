@@ -15,11 +15,12 @@ from dora_state._core import Store
 from dora_state.runtime import channel
 from dora_state.runtime.deadline import Deadline
 from dora_state.runtime.delivery import Delivery
+from dora_state.runtime.handle import Worker
 from dora_state.runtime.handover import Handover
 from dora_state.runtime.inputs import Event, InputBuffer
 from dora_state.runtime.offer import Offer
 from dora_state.runtime.verdict import Verdict
-from dora_state.runtime.workers import Worker, Workers
+from dora_state.runtime.workers import Workers
 
 
 class Succession:

@@ -14,9 +14,10 @@ from dora_state.errors import StateError
 from dora_state.runtime import inputs, policy
 from dora_state.runtime.dead_letter import LetterBox
 from dora_state.runtime.delivery import Delivery
+from dora_state.runtime.handle import Worker
 from dora_state.runtime.offer import Offer
 from dora_state.runtime.policy import Action, Decision, Ending, History, RestartPolicy
-from dora_state.runtime.workers import Worker, Workers
+from dora_state.runtime.workers import Workers
 
 log = logging.getLogger("dora_state.supervisor")
 
