@@ -56,7 +56,7 @@ class Operator:
         if event["type"] == "INPUT":
             number = event["value"][0].as_py()
             if number == 3 and os.path.exists("trouble"):
-                raise ValueError(f"cannot take {number}")
+                raise ValueError(f"cannot take {number}\\x1b[31m")
             self.count += 1
             save_state("count", str(self.count).encode())
             send_output("total", f"old {number}".encode())
@@ -132,6 +132,7 @@ def test_a_dead_letter_of_a_running_dataflow_is_listed_shown_and_replayed(writte
         shown = command(written, "dead-letters", "show", number, "--node", "op").stdout
         assert '"camera": "left"' in shown
         assert "Traceback (most recent call last)" in shown
+        assert shown.rstrip().endswith(r"cannot take 3\x1b[31m")  # not to the terminal
         record = json.loads(
             command(written, "dead-letters", "show", number, "--format", "json").stdout
         )
@@ -141,7 +142,7 @@ def test_a_dead_letter_of_a_running_dataflow_is_listed_shown_and_replayed(writte
         (operator,) = [json.loads(line) for line in stats if '"operator": "op"' in line]
         assert operator["state"] == "running"
         assert operator["dead_letters"] == {"kept": 1, "buried": 1, "dropped": 0}
-        assert operator["last_crash"]["reason"] == "exception in event: ValueError: cannot take 3"
+        assert operator["last_crash"]["error"] == "ValueError: cannot take 3\x1b[31m"
         assert "Traceback" in operator["last_crash"]["traceback"]
         assert operator["restarts"] == 3
 

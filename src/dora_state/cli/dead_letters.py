@@ -68,7 +68,7 @@ def show(place: Place, number: int, style: str) -> None:
     for name, said in content.event.items():
         click.echo(f"event {name}: {text.shorten(text.visible(_plainly(said)), _SHOWN)}")
     if content.traceback:
-        click.echo(f"\n{content.traceback.rstrip()}")
+        click.echo(f"\n{text.visible_lines(content.traceback.rstrip())}")
 
 
 @dead_letters.command("replay")

@@ -8,7 +8,7 @@ import click
 
 from ..errors import StateError
 from ..runtime import control
-from . import places
+from . import places, text
 from .seconds import WEEK_S, Seconds
 
 
@@ -42,7 +42,7 @@ def reload(node: str, dataflow: str | None, state_dir: Path | None, timeout: flo
     if "error" in answer:
         raise StateError(answer["error"])
     if failure := answer.get("failure"):
-        click.echo(failure["traceback"].rstrip(), err=True)
+        click.echo(text.visible_lines(failure["traceback"].rstrip()), err=True)
         raise StateError(
             f"the new code of node {node} failed, and the old goes on: {failure['error']}; mend it and reload again"
         )

@@ -19,6 +19,11 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text))
 
 
+def visible_lines(text: str) -> str:
+    """The same for several lines that nobody reads back, such as a traceback: backslashes stay."""
+    return "".join(each if each in "\n\\" else _visible(each) for each in text)
+
+
 def _visible(character: str) -> str:
     code = ord(character)
     if character in _NAMED:
