@@ -31,7 +31,7 @@ static void give_back(struct ds_spare *spare) {
 }
 
 void ds__spare_free(ds_store *store) {
-    struct ds_spare *spare = atomic_exchange_explicit(&store->spare, NULL, memory_order_acq_rel);
+    struct ds_spare *spare = atomic_exchange_explicit(&store->spare, NULL, memory_order_seq_cst);
     if (spare != NULL)
         give_back(spare);
 }
