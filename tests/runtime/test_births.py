@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
 import pytest
-from hosting import PATIENCE_S, Hosted, kill, ledger
+from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger
 from test_processes import descendants
 
 from dora_state.errors import StateError
 from dora_state.runtime import births
+from dora_state.runtime.policy import RestartPolicy
 
 
 def test_the_delay_grows_with_the_deaths_in_a_row():
@@ -74,6 +76,37 @@ def test_random_kills_of_everything_below_the_host_do_not_end_the_node(host, mon
         count += 1
         hosted.wait_outputs(count)
     assert hosted.texts == ledger(count)
+    assert hosted.finish().clean
+
+
+def waits_for_its_birth(hosted: Hosted, incarnation: int) -> bool:
+    current = hosted.machine.succession.current
+    if current is None or current.incarnation != incarnation or not current.was_started:
+        return False
+    return current.token in hosted.supervisor.workers.births._asked
+
+
+def test_a_worker_that_was_never_born_is_not_charged(host):
+    """Its zygote was asked, and is dead before it could fork. That says nothing about the operator."""
+    policy = RestartPolicy(max_restarts=1, restart_delay=0.0, exhausted="stop")
+    # It holds something, so its successor is told to start when nothing is left of it.
+    holds = "import socket; self.socket = socket.socket(); self.count = self.total = 0"
+    source = LEDGER.replace("self.count = self.total = 0", holds)
+    hosted = host(source, policy=policy, standby="off").start()
+    for number in range(4):
+        hosted.send(number)
+        hosted.wait_outputs(number + 1)
+        status = hosted.wait_running()
+        zygote = hosted.supervisor.workers.births.zygote_pid
+        kill(zygote, signal.SIGSTOP)
+        kill(status["worker_pid"])
+        deadline = time.monotonic() + PATIENCE_S
+        while not waits_for_its_birth(hosted, status["incarnation"] + 1):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        kill(zygote)
+        hosted.wait_running(status["incarnation"] + 2)  # the one between was never born
+        assert hosted.machine.verdict.history.charges == ()
     assert hosted.finish().clean
 
 
