@@ -999,6 +999,15 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "moved-blobs-removed",
+        "relocation.c",
+        "compaction removes large values that are still there",
+        (
+            "    return !plan->write && ds__op_is_blob(plan->op) ?",
+            "    return ds__op_is_blob(plan->op) ?",
+        ),
+    ),
+    mutant(
         "group-never-syncs",
         "keeper.c",
         "a commit of group mode never reaches the disk by itself",
@@ -1107,6 +1116,7 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "moved-blobs-removed": "test_store i17_a_large_value_outlives_compactions",
     "group-never-syncs": "test_sync i7_in_group_mode_a_sync_follows_by_itself",
     "group-opener-does-not-sync": "test_sync i7_an_opener_that_promises_syncs_what_the_dead_left",
     "blobs-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",

@@ -381,6 +381,29 @@ static void a_cursor_over_nothing_ends_at_once(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* I17: its file is named anew by each compaction, and goes with the last record that names it. */
+static void i17_a_large_value_outlives_compactions(const char *dir) {
+    size_t size = 17 * 1024 * 1024;
+    unsigned char *value = malloc(size);
+    CHECK(value);
+    for (size_t i = 0; i < size; i++)
+        value[i] = (unsigned char)(i % 251);
+    ds_store *store = open_store(dir);
+    CHECK_OK(ds_put(store, DS_USER, "large", 5, value, size, NULL));
+    for (int i = 0; i < 3; i++) {
+        put(store, "small", "1");
+        CHECK_OK(ds_compact(store));
+        expect_bytes(store, DS_USER, "large", 5, value, size);
+        CHECK(stats_of(store).log_bytes > size);
+    }
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_delete(store, DS_USER, "large", 5, NULL));
+    CHECK_OK(ds_compact(store));
+    CHECK(stats_of(store).log_bytes < size);
+    CHECK_OK(ds_close(store));
+    free(value);
+}
+
 static void settle_gives_the_last_sequence(const char *dir) {
     ds_store *store = open_store(dir);
     uint64_t sequence = 1;
@@ -497,6 +520,7 @@ int main(int argc, char **argv) {
         TEST(a_cursor_goes_in_the_order_of_the_log),
         TEST(a_cursor_over_nothing_ends_at_once),
         TEST(settle_gives_the_last_sequence),
+        TEST(i17_a_large_value_outlives_compactions),
         TEST(a_fenced_incarnation_commits_no_more),
         TEST(stats_and_verify_agree_with_what_was_done),
         TEST(compaction_changes_nothing_but_the_room),
