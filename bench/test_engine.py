@@ -26,7 +26,7 @@ import pytest
 from other_process import KEYS, VALUE, hot_keys
 from peers import PEERS, OurStore, Peer
 
-PASSES = 5
+PASSES = 4
 OTHER = VALUE[::-1]  # writes alternate, since a peer may notice that a value is the same
 SLOW = ("libmdbx", "SQLite WAL", "Redis")  # a twentieth of the work shows as much of them
 KIB, MIB = 1 << 10, 1 << 20
@@ -394,9 +394,9 @@ def occupied(path: Path) -> int:
 
 
 def space(bench: Bench, kind: type[Peer]) -> None:
-    """The disk after 10 million overwrites of the hot keys (200,000 where each is slow), and its peak on the way."""
+    """The disk after 10 million overwrites of the hot keys (100,000 where each is slow), and its peak on the way."""
     peer, path, keys = bench.peer(kind, "space"), bench.path(kind, "space"), hot_keys(kind)
-    passes = bench.sized(200 if kind.name in SLOW else 10_000, 10)
+    passes = bench.sized(100 if kind.name in SLOW else 10_000, 10)
     peak = 0
 
     def overwrite() -> None:
