@@ -1059,6 +1059,15 @@ MUTANTS = [
         ("&raised, true);", "&raised, false);"),
     ),
     mutant(
+        "floor-believed-unchecked",
+        "sync.c",
+        "a torn write of the floor is believed",
+        (
+            "slot.crc == ds__floor_crc(uuid, &slot) && slot.count",
+            "slot.crc != 1 && slot.count",
+        ),
+    ),
+    mutant(
         "floor-always-slot-0",
         "sync.c",
         "a torn write of the floor takes the one before along",
@@ -1116,6 +1125,7 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "floor-believed-unchecked": "test_damage i13_a_torn_floor_leaves_the_one_before",
     "moved-blobs-removed": "test_store i17_a_large_value_outlives_compactions",
     "group-never-syncs": "test_sync i7_in_group_mode_a_sync_follows_by_itself",
     "group-opener-does-not-sync": "test_sync i7_an_opener_that_promises_syncs_what_the_dead_left",
