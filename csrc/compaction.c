@@ -16,8 +16,7 @@
 #include <stdlib.h>
 
 enum {
-    SAMPLE = 128,            /* records */
-    SLACK = 4 * 1024 * 1024, /* bytes beyond which a small store's log is long */
+    SAMPLE = 128, /* records */
 };
 
 /* ---- when ------------------------------------------------------------------------------------------------------ */
@@ -32,18 +31,26 @@ static uint64_t start_of(const ds_store *store) {
 
 static bool is_due(const struct ds_tail *tail, uint64_t start, uint64_t expired) {
     return start < tail->segment_base &&
-           log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + 3 * tail->segment_size;
+           log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + 2 * tail->segment_size;
 }
 
 bool ds__compaction_due(const ds_store *store) {
     return is_due(&store->control->tail, start_of(store), ds__expired_bytes(store));
 }
 
-bool ds__compaction_overdue(const ds_store *store) {
+/* What the files take is kept to twice the live data and four segments: the last of the four is the one that is being
+ * written when a put finds three. Segments get smaller when a writer gets slow, and then the first one is the measure. What
+ * the tail names of large values cannot go yet. */
+bool ds__compaction_overdue(ds_store *store) {
     const struct ds_tail *tail = &store->control->tail;
-    uint64_t start = start_of(store);
-    return start < tail->segment_base && !atomic_load_explicit(&store->compacting_fails, memory_order_relaxed) &&
-           log_bytes(tail, start) > 4 * tail->live_bytes + 8 * tail->segment_size + SLACK;
+    uint64_t start = start_of(store), size = tail->segment_size;
+    if (start >= tail->segment_base || atomic_load_explicit(&store->compacting_fails, memory_order_relaxed))
+        return false;
+    const struct ds_segment *first = ds__segments_find(&store->segments, start);
+    if (first != NULL && first->mapping.size > size)
+        size = first->mapping.size;
+    return tail->segment_base + tail->segment_size - start + tail->blob_bytes >
+           2 * tail->live_bytes + 3 * size + tail->segment_blobs;
 }
 
 /* A pass goes on until half of what may be dead is gone, so that the next one is not due at once. */
@@ -150,6 +157,8 @@ static ds_status run_pass(struct ds_pass *pass, uint64_t until, bool *moved) {
         ds_status status = look_at_tail(store, &tail);
         if (status != DS_OK)
             return status;
+        if (until == 0 && to > from && pass->moved_bytes > tail.segment_size / 2)
+            break; /* what was copied takes room twice until its segment is dropped */
         if (until != 0 ? to >= until : !go_on(&tail, to, ds__expired_bytes(store)))
             break;
         status = ds__segments_at(&store->segments, to, &segment);

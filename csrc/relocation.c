@@ -123,8 +123,10 @@ static ds_status flush(struct ds_pass *pass) {
     if (status == DS_OK)
         give_up_slots(pass, index);
     ds__writer_leave(store);
-    if (status == DS_OK)
+    if (status == DS_OK) {
         atomic_fetch_add_explicit(&store->control->relocated_bytes, length, memory_order_relaxed);
+        pass->moved_bytes += length;
+    }
     batch->count = 0;
     batch->bytes = 0;
     return status;

@@ -20,6 +20,7 @@ struct ds_pass {
     struct ds_pass_batch batch;
     struct ds_blob_reference *blobs; /* named by what is dropped, and by nothing else */
     size_t blob_count, blob_room;
+    uint64_t moved_bytes;  /* so far */
     bool tight;            /* the disk is full: move only what fits */
     uint64_t oldest_named; /* offset below which no record was named when the index was asked */
     uint64_t live_bytes;

@@ -193,7 +193,7 @@ void ds__wake_all(struct ds_control *control);
 /* Is there more than twice the live data, and something to be had? Under the writer lock. */
 bool ds__compaction_due(const ds_store *store);
 /* Is there so much that a writer should not go on before it was compacted? Under the writer lock. */
-bool ds__compaction_overdue(const ds_store *store);
+bool ds__compaction_overdue(ds_store *store);
 enum ds_compaction {
     DS_COMPACT_DUE,     /* until it is not due any more */
     DS_COMPACT_ALL,     /* all that is in the log now */
