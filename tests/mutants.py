@@ -44,6 +44,7 @@ TESTS = [
     "test_damage",
     "test_changes",
     "test_wait",
+    "test_turn",
     "test_spare",
     "test_sync",
     "test_sigbus",
@@ -419,6 +420,12 @@ MUTANTS = [
         "expiry.c",
         "a board whose wall clock is set after each boot loses keys at the next",
         (" - (int64_t)latest->wall_ahead_s * NS_PER_S;", ";"),
+    ),
+    mutant(
+        "turn-taken-from-its-owner",
+        "turn.c",
+        "two have a turn at once, and outrun each other as before",
+        ("    if (!free || !atomic", "    if ((free, false) || !atomic"),
     ),
     mutant(
         "wall-ahead-rounded-up",
@@ -1192,6 +1199,7 @@ NOTICED_BY: dict[str, str] = {
     "clock-is-the-wall-clock": "test_expiry the_wall_clock_may_jump_meanwhile",
     "clock-starts-with-the-wall-clock": "test_expiry a_reboot_with_an_earlier_wall_clock_goes_on_too",
     "time-that-is-set-counts-as-passed": "test_expiry a_wall_clock_that_is_set_late_kills_nothing",
+    "turn-taken-from-its-owner": "test_turn one_has_it_until_it_ends",
     "wall-ahead-rounded-up": "test_expiry what_has_expired_stays_so_after_a_reboot",
     "boot-clock-read-after-the-wall-clock": "test_expiry a_stop_between_two_clocks_brings_nothing_back",
     "expiry-not-moved": "test_expiry a_large_value_expires_too",
