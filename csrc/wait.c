@@ -107,6 +107,25 @@ static ds_status newest_of_prefix(ds_store *store, const struct wish *wish, uint
     return status == DS_MISSING ? DS_OK : status;
 }
 
+/* A key without a version may have been deleted after `after`, and its tombstone compacted away: then the commits since
+ * `after` are not all there any more, and the waiter is told to look. */
+static ds_status newest_that_is_gone(ds_store *store, const struct wish *wish, uint64_t *sequence) {
+    ds_changes *changes;
+    ds_change_told told;
+    ds_status status = ds_changes_open(store, wish->keyspace, wish->after, &changes);
+    if (status == DS_OK) {
+        status = ds_changes_next(changes, &told);
+        if (status == DS_OK && told.value.owner != NULL)
+            ds_unpin(&told.value);
+        ds_changes_close(changes);
+    }
+    if (status == DS_COMPACTED) {
+        *sequence = ds__word_load(&store->control->tail.sequence);
+        status = DS_OK;
+    }
+    return status == DS_MISSING ? DS_OK : status;
+}
+
 static ds_status look(ds_store *store, const struct wish *wish, uint64_t *sequence) {
     if (wish->prefix)
         return newest_of_prefix(store, wish, sequence);
@@ -115,6 +134,8 @@ static ds_status look(ds_store *store, const struct wish *wish, uint64_t *sequen
     if (*sequence == 0)
         status = ds__intact(store, status);
     ds__leave(store);
+    if (status == DS_OK && *sequence == 0 && wish->after > 0)
+        status = newest_that_is_gone(store, wish, sequence);
     return status;
 }
 

@@ -74,6 +74,17 @@ def test_changes_says_compacted_when_the_next_commit_is_gone(store):
     assert store.get("a") == b"2"
 
 
+def test_wait_does_not_miss_a_delete_that_was_compacted_away(store):
+    sequence = store.put("a", b"1")
+    store.delete("a")
+    last = store.put("b", b"2")
+    store.compact()
+    seen = store.wait("a", after=sequence, timeout=0)
+    assert seen is not None and seen >= last
+    assert store.wait("a", after=seen, timeout=0) is None
+    assert store.wait("a", after=0, timeout=0) is None
+
+
 def test_wait_wakes_on_a_commit_of_another_thread(store):
     sequence = store.put("a", b"1")
     waiting = threading.Event()
