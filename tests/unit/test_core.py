@@ -80,7 +80,8 @@ def test_wait_does_not_miss_a_delete_that_was_compacted_away(store):
     last = store.put("b", b"2")
     store.compact()
     seen = store.wait("a", after=sequence, timeout=0)
-    assert seen is not None and seen >= last
+    assert seen is not None
+    assert seen >= last
     assert store.wait("a", after=seen, timeout=0) is None
     assert store.wait("a", after=0, timeout=0) is None
 
