@@ -278,10 +278,12 @@ ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const cha
     return __real_ds__os_datasync(directory, name, fd);
 }
 
+/* The syncs of a compaction inside the commit after a recovery are none that mix() knows of. */
+static bool again;
+bool __real_ds__compaction_overdue(ds_store *store);
 bool __wrap_ds__compaction_overdue(ds_store *store);
 bool __wrap_ds__compaction_overdue(ds_store *store) {
-    (void)store;
-    return false;
+    return !again && __real_ds__compaction_overdue(store);
 }
 
 static void must(ds_status status, const char *what, const char *why) {
@@ -329,7 +331,9 @@ static uint64_t commit_once(scene *s, image *after, bool *floor_lost) {
     uint64_t m = judge(s, store, s->synced, s->begun);
     ds_change changes[HISTORY_CHANGES];
     size_t count = history_make(&s->at[0], m + 1, changes);
+    again = true;
     must(ds_commit(store, changes, count, &sequence), "a commit before the power goes again", ds_error());
+    again = false;
     *floor_lost = floor_unsynced;
     image_map(&files, s->copy);
     image_copy(after, &files);
