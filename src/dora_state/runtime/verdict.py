@@ -22,6 +22,7 @@ from dora_state.runtime.workers import Workers
 log = logging.getLogger("dora_state.supervisor")
 
 REASON_PATIENCE_S = 0.2
+_UNCHARGED = History()  # the same one after each commit, which is most often no change
 
 
 class Verdict:
@@ -40,10 +41,10 @@ class Verdict:
         self._delivery = delivery
         self._offer = offer
         self._letters = letters
-        self.history = History()
+        self.history = _UNCHARGED
 
     def after_commit(self) -> None:
-        self.history = History()
+        self.history = _UNCHARGED
 
     def after_restore(self) -> None:
         self.history = policy.after_restore(self.history)

@@ -20,6 +20,7 @@ class Waker:
         self._poller = poller
         self._woken = False
         self._sleeps = False
+        self._has_looked = True
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -43,10 +44,18 @@ class Waker:
         return self._writer.fileno()
 
     def turn(self, timeout: Callable[[], float | None]) -> None:
-        """Wait for the poller's descriptors, not at all if the loop was woken since the last turn."""
+        """Wait for the poller's descriptors, not at all if the loop was woken since the last turn.
+
+        What wakes it is mostly an event to hand out: that goes first, and the descriptors are looked at
+        in the next turn. Never twice in a row, so that who wakes it all the time keeps nothing from it.
+        """
         self._sleeps = not self._woken
         if self._woken:  # after `_sleeps` is set: who wakes us from now on writes to the socket
             self._sleeps = self._woken = False
+            if self._has_looked:
+                self._has_looked = False
+                return
+        self._has_looked = True
         self._poller.turn(timeout() if self._sleeps else 0)
         self._sleeps = False
 
