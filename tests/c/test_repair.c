@@ -255,6 +255,16 @@ static char *plain_store(const char *dir) {
     return path;
 }
 
+static unsigned segments_of(const char *path) {
+    image files = {0};
+    unsigned count = 0;
+    image_map(&files, path);
+    for (size_t f = 0; f < files.count; f++)
+        count += is_segment(files.files[f].name);
+    image_unmap(&files);
+    return count;
+}
+
 /* Compacted in the middle of its life: its log begins with what was moved. */
 static char *compacted_store(const char *dir) {
     char *path = check_format("%s/compacted", dir);
@@ -262,8 +272,11 @@ static char *compacted_store(const char *dir) {
     for (int i = 0; i < COMMITS; i++)
         put_commit(store, i);
     CHECK_OK(ds_compact(store));
-    for (int i = COMMITS; i < COMMITS + 60; i++)
+    /* How large a segment is depends on how fast the last ones were filled. */
+    for (int i = COMMITS; i < COMMITS + 60 || segments_of(path) < 3; i++) {
+        CHECK(i < 20 * COMMITS);
         put_commit(store, i);
+    }
     CHECK_OK(ds_close(store));
     CHECK(access(check_format("%s/0000000000000000.log", path), F_OK) != 0);
     return path;
