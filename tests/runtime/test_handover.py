@@ -228,6 +228,18 @@ def test_what_only_one_process_may_hold_is_seen(tmp_path):
     ]
 
 
+def test_a_socket_that_got_the_number_of_a_closed_file_is_seen(tmp_path):
+    import socket
+
+    with open(tmp_path / "free", "w") as free:
+        number = free.fileno()
+        before = holdings.descriptors()
+    with socket.socket() as connection:
+        assert connection.fileno() == number
+        held = holdings.beyond(before)
+        assert f"socket:[{os.fstat(number).st_ino}]" in held
+
+
 @pytest.mark.parametrize(
     ("name", "exclusive"),
     [

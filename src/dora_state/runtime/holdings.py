@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import NamedTuple
 
 _HARMLESS = {
     "/dev/null",
@@ -21,31 +22,35 @@ _HARMLESS = {
 }
 
 
-def descriptors() -> frozenset[int]:
+class Descriptor(NamedTuple):
+    """What is open under a number, as the next file may get the number."""
+
+    fd: int
+    device: int
+    inode: int
+
+
+def descriptors() -> frozenset[Descriptor]:
     """The descriptors that are open: a baseline."""
-    return frozenset(fd for fd in map(int, os.listdir("/proc/self/fd")) if _is_open(fd))
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # that of the listing itself is closed by now
+            status = os.fstat(fd)
+            found.add(Descriptor(fd, status.st_dev, status.st_ino))
+    return frozenset(found)
 
 
-def beyond(baseline: frozenset[int]) -> list[str]:
+def beyond(baseline: frozenset[Descriptor]) -> list[str]:
     """What is held since, as the kernel names it; child processes too, as they hold what they
     please.
     """
     held = []
-    for fd in sorted(descriptors() - baseline):
+    for fd, _, _ in sorted(descriptors() - baseline):
         with contextlib.suppress(OSError):  # another thread has closed it
             name = os.readlink(f"/proc/self/fd/{fd}")
             if _is_exclusive(name) or _is_locked(fd):
                 held.append(name)
     return held + _mapped_devices() + _children()
-
-
-def _is_open(fd: int) -> bool:
-    """The listing has its own descriptor in it, which is closed by now."""
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def _is_exclusive(name: str) -> bool:

@@ -155,7 +155,7 @@ class Worker:
         self._warned_outputs: set[str] = set()
         self._warned_none = False
         self.note: memoryview | None = None  # in the lifeline: last words for the successor
-        self._baseline: frozenset[int] = frozenset()
+        self._baseline: frozenset[holdings.Descriptor] = frozenset()
         self._owes_holdings = False
 
     # The loop
