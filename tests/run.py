@@ -69,7 +69,13 @@ def package() -> None:
     environment.install_wheel(next(DISTRIBUTIONS.glob("*.whl")), "dora", "test")
 
 
+def installed() -> None:
+    """For a part that is run by itself: after `package` there is nothing to do."""
+    environment.install_package("dora", "test")
+
+
 def lint() -> None:
+    installed()
     python("-m", "ruff", "check")
     python("-m", "ruff", "format", "--check")
     python("-m", "mypy")
@@ -128,10 +134,14 @@ def figures_part() -> None:
 
 
 def python_tests() -> None:
+    if not DISTRIBUTIONS.is_dir():
+        package()
+    installed()
     python("-m", "pytest", DORA_STATE_DISTRIBUTIONS=str(DISTRIBUTIONS))
 
 
 def runtime_kills() -> None:
+    installed()
     begin = time.monotonic()
     command = [environment.program("python"), "tests/soak.py", "--kills", str(RUNTIME_KILLS)]
     done = subprocess.run(
@@ -162,6 +172,7 @@ def runtime_of(sanitizer: str) -> str:
 
 
 def binding() -> None:
+    installed()
     shutil.rmtree(SANITIZED, ignore_errors=True)
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1"
     words = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
