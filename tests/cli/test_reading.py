@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import numpy
 import pytest
@@ -415,14 +417,21 @@ def test_a_reader_that_goes_away_is_no_error(folder, state, arguments):
     assert error == b""
 
 
-def watcher(folder, *arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def watcher(folder, *arguments: object) -> Iterator[subprocess.Popen]:
+    # Not the SIGINT of whoever runs the tests: a job in the background ignores it.
+    with subprocess.Popen(
         [PROGRAM, "watch", *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as watch:
+        try:
+            yield watch
+        finally:
+            watch.kill()  # also when the test has failed: else it is waited for
 
 
 def test_watch_shows_changes_as_they_come(folder, state):
