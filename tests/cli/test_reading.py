@@ -419,14 +419,12 @@ def test_a_reader_that_goes_away_is_no_error(folder, state, arguments):
 
 @contextlib.contextmanager
 def watcher(folder, *arguments: object) -> Iterator[subprocess.Popen]:
-    # Not the SIGINT of whoever runs the tests: a job in the background ignores it.
     with subprocess.Popen(
         [PROGRAM, "watch", *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as watch:
         try:
             yield watch

@@ -218,8 +218,9 @@ def flip_a_bit(store: Path) -> None:
 def masked(text: str) -> list[str]:
     """Without what differs from walk to walk: numbers, and the width of the columns that they are in."""
     lines = (
-        re.sub(r"\s+", " ", re.sub(r"[0-9]+(\.[0-9]+)?", "0", line)) for line in text.splitlines()
+        re.sub(r"\s+", " ", re.sub(r"[0-9]+(\.[0-9]*)?", "0", line)) for line in text.splitlines()
     )
+    lines = (re.sub(r" ([,\]])", r"\1", line) for line in lines)  # numpy aligns 3. with 2.68
     return [re.sub(r"0 (B|KiB|MiB)\b", "0 B", line).strip() for line in lines]
 
 
