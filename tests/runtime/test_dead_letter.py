@@ -289,14 +289,17 @@ def test_a_full_disk_keeps_the_event(host, tmp_path, monkeypatch, caplog):
     assert "event 2 cannot be set aside" in caplog.text
 
 
+STOP_IS_POISON = """
+class Operator:
+    def on_event(self, event, send_output):
+        assert event["type"] != "STOP"
+        return 0
+"""
+
+
 def test_a_poisonous_stop_ends_it_all_the_same_but_not_as_a_clean_stop(host):
     hosted = host(
-        """
-        class Operator:
-            def on_event(self, event, send_output):
-                assert event["type"] != "STOP"
-                return 0
-        """,
+        STOP_IS_POISON,
         policy=POLICY,
     ).start()
     hosted.send(0)
@@ -309,12 +312,7 @@ def test_a_poisonous_stop_ends_it_all_the_same_but_not_as_a_clean_stop(host):
 def test_a_stop_is_not_replayed(host):
     """It would end the next run at once, in order, and with it its state."""
     hosted = host(
-        """
-        class Operator:
-            def on_event(self, event, send_output):
-                assert event["type"] != "STOP"
-                return 0
-        """,
+        STOP_IS_POISON,
         policy=POLICY,
     ).start()
     hosted.supervisor.submit({"type": "STOP", "id": "MANUAL"})
