@@ -256,20 +256,22 @@ ds_status ds_compact(ds_store *store) {
         bool spares = !atomic_load_explicit(&store->no_spares, memory_order_relaxed);
         status = ds__compact(store, true, DS_COMPACT_ALL);
         if (status != DS_FULL)
-            return status;
+            break;
         ds__spare_stop(store);
         status = ds__compact(store, true, DS_COMPACT_TIGHTLY);
         if (start_of(store) == before && !spares)
-            return status; /* else what went makes room for the rest */
+            break; /* else what went makes room for the rest */
     }
+    return ds__advise(status, DS_TIMEOUT, "what was compacted stays so: compact again");
 }
 
 ds_status ds__compact(ds_store *store, bool wait, enum ds_compaction how) {
     bool taken = true, died;
     struct ds_lock *lock = &store->control->compact_lock;
     /* A predecessor that died left nothing to repair: a pass can be run again from any point. */
-    ds_status status = wait ? ds__lock_take(lock, store->options.lock_timeout_ms, store->directory.path, &died)
-                            : ds__lock_try(lock, store->directory.path, &taken, &died);
+    const char *holder = "another compaction", *path = store->directory.path;
+    ds_status status = wait ? ds__lock_take(lock, holder, store->options.lock_timeout_ms, path, &died)
+                            : ds__lock_try(lock, holder, path, &taken, &died);
     if (status != DS_OK || !taken)
         return status;
     status = how == DS_COMPACT_DUE   ? compact_due(store)

@@ -59,7 +59,8 @@ static int wait_patiently(struct ds_lock *lock, int timeout_ms) {
     return error;
 }
 
-static ds_status judge(struct ds_lock *lock, int error, int timeout_ms, const char *path, bool *died) {
+static ds_status judge(struct ds_lock *lock, const char *holder, int error, int timeout_ms, const char *path,
+                       bool *died) {
     *died = error == EOWNERDEAD;
     if (error == EOWNERDEAD) {
         /* At once: a repair that fails must leave a lock that others can take, and try again. */
@@ -68,15 +69,15 @@ static ds_status judge(struct ds_lock *lock, int error, int timeout_ms, const ch
     }
     if (error == ETIMEDOUT)
         return ds__fail(DS_TIMEOUT, error,
-                        "%s: another writer, alive but stopped or slow, held the lock for %d ms; nothing was written",
-                        path, timeout_ms);
+                        "%s: %s, alive but stopped or slow, held its lock for %d ms; nothing was written", path, holder,
+                        timeout_ms);
     if (error != 0)
-        return ds__fail(DS_IN_USE, error, "%s: the writer lock is broken (%s); close the store in all processes", path,
-                        strerror(error));
+        return ds__fail(DS_IN_USE, error, "%s: the lock of %s is broken (%s); close the store in all processes", path,
+                        holder, strerror(error));
     return DS_OK;
 }
 
-ds_status ds__lock_take(struct ds_lock *lock, int timeout_ms, const char *path, bool *died) {
+ds_status ds__lock_take(struct ds_lock *lock, const char *holder, int timeout_ms, const char *path, bool *died) {
     if (atomic_load_explicit(&lock->starving, memory_order_relaxed) != 0) {
         /* Once, and whoever set it may be dead: clear it, so that it costs at most this. */
         ds__os_sleep_ms(1);
@@ -89,14 +90,14 @@ ds_status ds__lock_take(struct ds_lock *lock, int timeout_ms, const char *path, 
     }
     if (error == EBUSY)
         error = wait_patiently(lock, timeout_ms);
-    return judge(lock, error, timeout_ms, path, died);
+    return judge(lock, holder, error, timeout_ms, path, died);
 }
 
-ds_status ds__lock_try(struct ds_lock *lock, const char *path, bool *taken, bool *died) {
+ds_status ds__lock_try(struct ds_lock *lock, const char *holder, const char *path, bool *taken, bool *died) {
     int error = pthread_mutex_trylock(&lock->mutex);
     *taken = error != EBUSY;
     *died = false;
-    return *taken ? judge(lock, error, 0, path, died) : DS_OK;
+    return *taken ? judge(lock, holder, error, 0, path, died) : DS_OK;
 }
 
 void ds__lock_release(struct ds_lock *lock) {

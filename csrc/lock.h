@@ -16,10 +16,12 @@ struct ds_lock {
 
 ds_status ds__lock_init(struct ds_lock *lock);
 /* Spins a little, then sleeps up to timeout_ms (-1: for ever). DS_TIMEOUT says nothing about the owner but that it is
- * alive. *died tells that the last owner died holding it; the lock is then ours and usable all the same. */
-ds_status ds__lock_take(struct ds_lock *lock, int timeout_ms, const char *path, bool *died);
+ * alive; its sentence names the owner by what it does ("another writer"), and ends in the advice of a commit: who waits for
+ * something else gives another (ds__advise). *died tells that the last owner died holding it; the lock is then ours and
+ * usable all the same. */
+ds_status ds__lock_take(struct ds_lock *lock, const char *holder, int timeout_ms, const char *path, bool *died);
 /* As take, but gives up at once. *taken tells whether it is ours. */
-ds_status ds__lock_try(struct ds_lock *lock, const char *path, bool *taken, bool *died);
+ds_status ds__lock_try(struct ds_lock *lock, const char *holder, const char *path, bool *taken, bool *died);
 void ds__lock_release(struct ds_lock *lock);
 
 /* After ds__lock_release(): what was stored before it is visible before anything is loaded behind it. Giving back a mutex

@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 /* A path may take PATH_MAX bytes; longer sentences are cut, never refused. */
 static _Thread_local char last_sentence[4608];
@@ -63,4 +64,13 @@ ds_status ds__fail_conflict(uint64_t sequence, const char *format, ...) {
     note(0, sequence, format, arguments);
     va_end(arguments);
     return DS_CONFLICT;
+}
+
+ds_status ds__advise(ds_status status, ds_status kind, const char *advice) {
+    if (status != kind)
+        return status;
+    char *last = strrchr(last_sentence, ';');
+    size_t kept = last != NULL ? (size_t)(last - last_sentence) : strlen(last_sentence);
+    snprintf(last_sentence + kept, sizeof last_sentence - kept, "; %s", advice);
+    return status;
 }

@@ -9,5 +9,8 @@
 ds_status ds__fail(ds_status status, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* DS_CONFLICT carries the sequence that was found. */
 ds_status ds__fail_conflict(uint64_t sequence, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Of the thread's last failure, if `status` is one of that kind: `advice` instead of what stands behind its last semicolon.
+ * For those who know better what was asked for. */
+ds_status ds__advise(ds_status status, ds_status kind, const char *advice);
 
 #endif

@@ -272,6 +272,8 @@ static ds_status verify_all(ds_store *store, uint64_t *frames) {
     return status;
 }
 
+static const char VERIFY_AGAIN[] = "nothing was checked: verify again";
+
 ds_status ds_verify(ds_store *store, uint64_t *frames) {
     ds_status status = ds__check(store);
     if (status != DS_OK)
@@ -286,10 +288,10 @@ ds_status ds_verify(ds_store *store, uint64_t *frames) {
     }
     bool died;
     struct ds_lock *compacting = &store->control->compact_lock;
-    status = ds__lock_take(compacting, store->options.lock_timeout_ms, store->directory.path, &died);
+    status = ds__lock_take(compacting, "a compaction", store->options.lock_timeout_ms, store->directory.path, &died);
     if (status != DS_OK)
-        return status;
-    status = ds__writer_enter(store);
+        return ds__advise(status, DS_TIMEOUT, VERIFY_AGAIN);
+    status = ds__advise(ds__writer_enter(store), DS_TIMEOUT, VERIFY_AGAIN);
     if (status == DS_OK) {
         status = verify_all(store, frames);
         ds__writer_leave(store);

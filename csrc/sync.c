@@ -205,6 +205,13 @@ static ds_status sync_locked(ds_store *store, uint64_t start, uint64_t to) {
     return status;
 }
 
+static ds_status enter(ds_store *store) {
+    bool died;
+    ds_status status = ds__lock_take(&store->control->sync_lock, "another sync", store->options.lock_timeout_ms,
+                                     store->directory.path, &died);
+    return ds__advise(status, DS_TIMEOUT, "what was committed stays so, but may not be on disk yet: sync again");
+}
+
 ds_status ds__sync(ds_store *store, uint64_t start, bool clean) {
     struct ds_control *control = store->control;
     uint64_t to = atomic_load_explicit(&control->committed, memory_order_acquire);
@@ -212,8 +219,7 @@ ds_status ds__sync(ds_store *store, uint64_t start, bool clean) {
     if (!clean && atomic_load_explicit(&control->synced, memory_order_acquire) >= to &&
         atomic_load_explicit(&control->sync_error, memory_order_relaxed) == 0)
         return DS_OK;
-    bool died;
-    ds_status status = ds__lock_take(&control->sync_lock, store->options.lock_timeout_ms, store->directory.path, &died);
+    ds_status status = enter(store);
     if (status != DS_OK)
         return status;
     uint64_t before = atomic_load_explicit(&control->synced, memory_order_relaxed);
@@ -240,8 +246,7 @@ ds_status ds__floor_reopen(ds_store *store) {
     ds_status status = ds__floor_read(&store->directory, store->uuid, &floor);
     if (status != DS_OK || (floor.flags & DS_FLOOR_CLEAN) == 0)
         return status;
-    bool died;
-    status = ds__lock_take(&store->control->sync_lock, store->options.lock_timeout_ms, store->directory.path, &died);
+    status = enter(store);
     if (status != DS_OK)
         return status;
     status = raise_floor(store, floor.offset, floor.sequence, 0, true);

@@ -9,7 +9,7 @@ ds_status ds__writer_enter(ds_store *store) {
 
 ds_status ds__writer_enter_within(ds_store *store, int timeout_ms) {
     bool died;
-    ds_status status = ds__lock_take(&store->control->lock, timeout_ms, store->directory.path, &died);
+    ds_status status = ds__lock_take(&store->control->lock, "another writer", timeout_ms, store->directory.path, &died);
     if (status != DS_OK)
         return status;
     ds__enter_writing(store);

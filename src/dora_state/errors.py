@@ -57,7 +57,7 @@ class StoreFull(StoreIOError):
 
 
 class LockTimeout(StoreError, TimeoutError):
-    """Another writer held the lock for longer than `lock_timeout` seconds."""
+    """Another writer, sync or compaction held its lock for longer than `lock_timeout` seconds."""
 
 
 class Conflict(StoreError):

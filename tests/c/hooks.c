@@ -286,8 +286,9 @@ WRAP(ds_status, ds__os_range_sync, (directory d, const char *name, void *address
      (d, name, address, size), moment(), synced(result, name, position(address), size))
 WRAP(ds_status, ds__os_open, (directory d, const char *name, int mode, int *fd), (d, name, mode, fd),
      mode == DS_OS_CREATE ? moment() : (void)0, mode == DS_OS_CREATE ? files_changed() : (void)0)
-WRAP(ds_status, ds__lock_take, (pthread_mutex_t * lock, int timeout_ms, const char *path, bool *died),
-     (lock, timeout_ms, path, died), (void)0, moment())
+WRAP(ds_status, ds__lock_take,
+     (struct ds_lock * lock, const char *holder, int timeout_ms, const char *path, bool *died),
+     (lock, holder, timeout_ms, path, died), (void)0, moment())
 
 ds_status __real_ds__os_map(directory d, const char *name, int fd, uint64_t size, bool writable, void **out);
 ds_status __wrap_ds__os_map(directory d, const char *name, int fd, uint64_t size, bool writable, void **out);

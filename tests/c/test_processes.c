@@ -355,6 +355,75 @@ static void a_store_that_is_closed_goes_to_another_namespace(const char *dir) {
     skip_the_leak_checker();
 }
 
+typedef struct held {
+    const char *dir;
+    size_t lock; /* where in the control page */
+    _Atomic bool *is;
+} held;
+
+static struct ds_lock *lock_of(ds_store *store, size_t at) {
+    return (struct ds_lock *)(void *)((char *)store->control + at);
+}
+
+static void hold_a_lock(void *context) {
+    const held *me = context;
+    ds_store *store = open_store(me->dir);
+    bool died;
+    CHECK_OK(ds__lock_take(lock_of(store, me->lock), "nobody", -1, me->dir, &died));
+    *me->is = true;
+    for (;;)
+        pause();
+}
+
+static void expect_timeout(ds_status status, const char *holder, const char *advice) {
+    CHECK_IS(status, DS_TIMEOUT);
+    const char *last = strrchr(ds_error(), ';');
+    if (strstr(ds_error(), holder) == NULL || last == NULL || strstr(last, advice) == NULL ||
+        (strcmp(advice, "nothing was written") != 0 && strstr(ds_error(), "nothing was written") != NULL))
+        check_fail(__FILE__, __LINE__, "not \"%s ...; ... %s\": %s", holder, advice, ds_error());
+}
+
+/* Whatever holds the lock behind a stalled disk, or stopped: the message speaks of it and of what was asked for. */
+static void who_waits_too_long_is_told_for_what(const char *dir) {
+    static const struct {
+        size_t lock;
+        const char *holder, *commit, *sync, *compact, *verify; /* what they say after the semicolon; NULL: they go on */
+    } cases[] = {
+        {offsetof(struct ds_control, lock), "another writer,", "nothing was written", NULL, "compact again",
+         "verify again"},
+        {offsetof(struct ds_control, compact_lock), " compaction,", NULL, NULL, "compact again", "verify again"},
+        {offsetof(struct ds_control, sync_lock), "another sync,", "sync again", "sync again", "compact again", NULL},
+    };
+    ds_options options = options_default();
+    options.lock_timeout_ms = 20;
+    ds_store *store = open_with(dir, options);
+    options.durability = DS_COMMIT;
+    ds_store *durable = open_with(dir, options);
+    _Atomic bool *is = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(is != MAP_FAILED);
+    for (size_t i = 0; i < CHECK_COUNT(cases); i++) {
+        put(store, "k", "not on disk");
+        held lock = {dir, cases[i].lock, is};
+        *is = false;
+        pid_t pid = check_spawn(hold_a_lock, &lock);
+        while (!*is)
+            usleep(100);
+        if (cases[i].commit != NULL)
+            expect_timeout(ds_put(durable, DS_USER, "k", 1, "v", 1, NULL), cases[i].holder, cases[i].commit);
+        if (cases[i].sync != NULL)
+            expect_timeout(ds_sync(store), cases[i].holder, cases[i].sync);
+        if (cases[i].verify != NULL)
+            expect_timeout(ds_verify(store, NULL), cases[i].holder, cases[i].verify);
+        expect_timeout(ds_compact(store), cases[i].holder, cases[i].compact);
+        CHECK(kill(pid, SIGKILL) == 0);
+        CHECK(waitpid(pid, NULL, 0) == pid);
+        CHECK_OK(ds_compact(store));
+        CHECK_OK(ds_verify(store, NULL));
+    }
+    CHECK_OK(ds_close(durable));
+    CHECK_OK(ds_close(store));
+}
+
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "--after-exec") == 0) {
         live_after_exec(argv[2]);
@@ -367,6 +436,7 @@ int main(int argc, char **argv) {
         TEST(writers_at_once_lose_and_double_nothing),
         TEST(a_reader_beside_a_writer_never_sees_half_a_batch),
         TEST(a_stopped_writer_blocks_writers_only),
+        TEST(who_waits_too_long_is_told_for_what),
         TEST(i5_exec_leaves_nothing_of_a_store_behind),
         TEST(another_pid_namespace_is_refused_while_we_are_here),
         TEST(a_store_that_is_closed_goes_to_another_namespace),

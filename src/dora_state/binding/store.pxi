@@ -335,11 +335,18 @@ cdef class Store:
         return _fence(self, incarnation)
 
     def sync(self):
-        """Return when all that is committed survives power loss."""
+        """Return when all that is committed survives power loss.
+
+        Raises LockTimeout when another sync, behind a stalled disk, took longer than `lock_timeout`: call it again.
+        """
         _sync(self)
 
     def compact(self):
-        """Drop all that is overwritten or deleted. Compaction runs by itself; this makes a directory small at once."""
+        """Drop all that is overwritten or deleted. Compaction runs by itself; this makes a directory small at once.
+
+        Raises LockTimeout when it had to wait longer than `lock_timeout` for a writer that is stopped, or for another
+        compaction behind a stalled disk. What was compacted by then stays so: call it again.
+        """
         _compact(self)
 
     def verify(self):
