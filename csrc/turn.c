@@ -10,6 +10,11 @@
 
 enum { LOOK_AGAIN_NS = 10 * 1000 * 1000, NS_PER_MS = 1000 * 1000 };
 
+/* No longer than can be asked for: else nonsense in the control page would stop the key's updates for ever. */
+static bool runs_until(uint64_t now, uint64_t until) {
+    return now < until && until - now <= (uint64_t)DS_TURN_LIMIT_MS * NS_PER_MS;
+}
+
 /* Not 0, and another one for each call. */
 static uint32_t new_token(const struct ds_store *store) {
     static _Atomic uint32_t calls;
@@ -22,11 +27,14 @@ ds_status ds_turn_take(ds_store *store, uint8_t keyspace, const void *key, size_
     ds_status status = ds__check_writable(store);
     if (status != DS_OK)
         return status;
+    if (milliseconds > DS_TURN_LIMIT_MS)
+        return ds__fail(DS_INVALID, 0, "%s: a turn of %u ms; the longest is %d", store->directory.path, milliseconds,
+                        DS_TURN_LIMIT_MS);
     struct ds_control *control = store->control;
     uint64_t now = ds__os_now_ns();
     uint32_t present = atomic_load_explicit(&control->turn, memory_order_acquire);
-    bool free =
-        present == 0 || present == *token || atomic_load_explicit(&control->turn_until_ns, memory_order_relaxed) <= now;
+    bool free = present == 0 || present == *token ||
+                !runs_until(now, atomic_load_explicit(&control->turn_until_ns, memory_order_relaxed));
     uint32_t mine = present != 0 && present == *token ? present : new_token(store);
     if (!free || !atomic_compare_exchange_strong(&control->turn, &present, mine))
         return DS_OK; /* one at a time; the next lost race tries again */
@@ -52,7 +60,7 @@ void ds_turn_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key
     while ((present = atomic_load_explicit(&control->turn, memory_order_acquire)) != 0 && present != token) {
         uint64_t now = ds__os_now_ns(), until = atomic_load_explicit(&control->turn_until_ns, memory_order_acquire);
         uint64_t named = atomic_load_explicit(&control->turn_key, memory_order_relaxed);
-        if (now >= until || named != ds__hash(store->hash_seed, keyspace, key, key_size))
+        if (!runs_until(now, until) || named != ds__hash(store->hash_seed, keyspace, key, key_size))
             return;
         uint64_t left = until - now;
         ds__os_futex_wait(&control->turn, present, left < LOOK_AGAIN_NS ? left : LOOK_AGAIN_NS);

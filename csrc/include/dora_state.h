@@ -81,6 +81,7 @@ enum {
     DS_KEY_LIMIT = 65535, /* bytes in a key */
     DS_GROUP_MS = 200,    /* default interval of `group` */
     DS_LOCK_TIMEOUT_MS = 10000,
+    DS_TURN_LIMIT_MS = 60000, /* the longest turn that can be asked for */
 };
 
 #define DS_TTL_LIMIT_NS (UINT64_C(10) * 366 * 86400 * 1000000000) /* ten years */
@@ -203,14 +204,15 @@ ds_status ds_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key
 /* For who reads a key, thinks, and writes with `expected`, again and again until nobody was faster. Each such try begins with
  * ds_turn_wait(), which returns when nobody else has a turn at the key, at once as a rule. After some lost races, ds_turn_take()
  * asks for one, so that the others wait: *token, 0 at first, is not 0 when it was given. It ends with ds_turn_end(), or by
- * itself. Nothing but courtesy: no other call looks at it. */
+ * itself, after at most DS_TURN_LIMIT_MS. Nothing but courtesy: no other call looks at it. */
 void ds_turn_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint32_t token);
 ds_status ds_turn_take(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, uint32_t milliseconds,
                        uint32_t *token);
 void ds_turn_end(ds_store *store, uint32_t token);
 
 /* Drops all that is overwritten or deleted, as far as whole segments go. Compaction runs by itself; this is for a small
- * directory before a copy. */
+ * directory before a copy. DS_TIMEOUT when it had to wait too long, for a writer or for another compaction behind a stalled
+ * disk: what was compacted by then stays so, and the next call goes on. */
 ds_status ds_compact(ds_store *store);
 
 /* Takes the writer lock and repairs what a dead writer left, so that what is read afterwards is decided. */

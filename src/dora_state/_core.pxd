@@ -46,6 +46,7 @@ cdef extern from "dora_state.h" nogil:
         DS_KEY_LIMIT
         DS_GROUP_MS
         DS_LOCK_TIMEOUT_MS
+        DS_TURN_LIMIT_MS
 
     ctypedef struct ds_options:
         ds_durability durability

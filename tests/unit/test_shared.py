@@ -218,6 +218,9 @@ def test_an_update_that_takes_long_is_not_outrun_for_ever():
 
 def test_who_dies_in_his_turn_stops_nobody():
     store = kvs._shared()
+    for nonsense in (-1.0, float("nan"), float("inf"), 61.0, 1e300):
+        with pytest.raises(ValueError, match="a turn takes seconds from 0 to 60"):
+            store._turn_take("n", nonsense, 0)
     token = store._turn_take("n", 0.05, 0)
     assert token
     assert store._turn_take("n", 0.05, 0) == 0  # it is given

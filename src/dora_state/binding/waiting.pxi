@@ -45,6 +45,8 @@ cdef void _wait_for_turn(Store store, key, uint32_t token) except *:
 cdef uint32_t _take_turn(Store store, key, double seconds, uint32_t token) except? 0:
     cdef Py_ssize_t key_size
     cdef const char *c_key = _key(key, &key_size)
+    if not 0 <= seconds <= DS_TURN_LIMIT_MS / 1000:
+        raise ValueError(f"a turn takes seconds from 0 to {DS_TURN_LIMIT_MS // 1000}, not {seconds!r}")
     cdef ds_status status = ds_turn_take(store.handle, DS_USER, c_key, key_size, <uint32_t>(seconds * 1000), &token)
     if status != DS_OK:
         raise _error(status)
