@@ -128,6 +128,18 @@ static uint64_t kept_free(const ds_store *store, uint8_t type) {
     return gone && type == DS_FRAME_COMMIT ? KEPT_FREE : 0;
 }
 
+/* Does a frame go into the last segment, which is one up to `end`? */
+static bool fits(const ds_store *store, const struct ds_tail *tail, uint64_t end, uint8_t type, uint64_t length) {
+    return !tail->sealed && length + kept_free(store, type) <= end - tail->offset &&
+           tail->segment_blobs <= blob_limit(tail);
+}
+
+uint64_t ds__segment_needed(const ds_store *store, uint64_t length) {
+    const struct ds_tail *tail = &store->control->tail;
+    uint64_t end = tail->segment_base + tail->segment_size;
+    return fits(store, tail, end, DS_FRAME_COMMIT, length) ? 0 : next_segment_size(tail, length, ds__os_now_ns());
+}
+
 /* The segment that takes the next frame, and in `after`, which is a copy of the tail, what the tail will say about it. */
 static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan *plans, size_t count, uint64_t length,
                              bool fresh, struct ds_tail *after, struct ds_segment **out) {
@@ -138,8 +150,7 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
         return status;
     if (tail->offset % 8 != 0 || tail->offset < segment->base + DS_SEGMENT_HEADER || tail->offset > segment->end)
         return ds__control_damaged(store);
-    if (!fresh && !tail->sealed && length + kept_free(store, type) <= segment->end - tail->offset &&
-        tail->segment_blobs <= blob_limit(tail)) {
+    if (!fresh && fits(store, tail, segment->end, type, length)) {
         *out = segment;
         return DS_OK;
     }

@@ -36,6 +36,7 @@ static uint64_t frame_bound(const ds_change *changes, size_t count, uint64_t blo
 /* What is known of a commit before it has looked at the store. */
 struct outline {
     size_t puts;        /* changes that may be new keys */
+    uint64_t bound;     /* the most that the frame can take */
     uint64_t blob_from; /* values above this size go to files of their own */
     bool blobs;         /* there are some */
 };
@@ -62,16 +63,13 @@ static ds_status outline_changes(const ds_store *store, const ds_change *changes
         if (largest < change->value_size)
             largest = change->value_size;
     }
-    /* Whatever these are, they fit. */
-    if (count <= FEW && largest <= CROWDED / FEW / 2)
-        return DS_OK;
-    uint64_t bound = frame_bound(changes, count, out->blob_from);
-    if (bound > CROWDED) {
+    out->bound = frame_bound(changes, count, out->blob_from);
+    if (out->bound > CROWDED) {
         out->blob_from = CROWDED_BLOB_FROM;
-        bound = frame_bound(changes, count, out->blob_from);
+        out->bound = frame_bound(changes, count, out->blob_from);
     }
     out->blobs = largest > out->blob_from;
-    if (bound > DS_SEGMENT_MAX - DS_SEGMENT_HEADER)
+    if (out->bound > DS_SEGMENT_MAX - DS_SEGMENT_HEADER)
         return ds__fail(DS_TOO_LARGE, 0, "%s: %zu changes take more than %d bytes in one commit; split the batch",
                         store->directory.path, count, DS_SEGMENT_MAX - DS_SEGMENT_HEADER);
     return DS_OK;
@@ -256,11 +254,30 @@ static ds_status commit_locked(ds_store *store, const struct outline *outline, c
 
 /* What one call of commit() is given and tells, beside the changes. */
 struct outcome {
-    int timeout_ms; /* for the writer lock */
+    bool at_once; /* it waits for nothing */
     bool written;
-    bool overdue; /* so much is dead that the next commit should not come before a compaction */
     uint64_t sequence;
 };
+
+/* Takes the writer lock. A commit that needs a new segment where the store has all that it may take waits for compaction
+ * before. If that fails, or has nothing to move, the log grows: the commit comes first. */
+static ds_status enter(ds_store *store, const struct outline *outline, bool at_once) {
+    struct ds_control *control = store->control;
+    int timeout_ms = at_once ? 0 : store->options.lock_timeout_ms;
+    ds_status status = ds__writer_enter_within(store, timeout_ms);
+    while (status == DS_OK && ds__compaction_overdue(store, outline->bound)) {
+        ds__writer_leave(store);
+        if (at_once)
+            return ds__fail(DS_TIMEOUT, 0, "%s: this commit has to wait for the disk", store->directory.path);
+        uint64_t start = atomic_load_explicit(&control->start, memory_order_relaxed);
+        atomic_fetch_add_explicit(&control->waits, 1, memory_order_relaxed);
+        (void)ds__compact(store, true, DS_COMPACT_DUE);
+        status = ds__writer_enter_within(store, timeout_ms);
+        if (atomic_load_explicit(&control->start, memory_order_relaxed) == start)
+            break;
+    }
+    return status;
+}
 
 static ds_status commit(ds_store *store, const struct outline *outline, const ds_change *changes, struct ds_plan *plans,
                         size_t count, struct outcome *outcome) {
@@ -268,12 +285,11 @@ static ds_status commit(ds_store *store, const struct outline *outline, const ds
     if (status == DS_OK && outline->blobs)
         status = write_blobs(store, changes, plans, count, outline->blob_from);
     if (status == DS_OK)
-        status = ds__writer_enter_within(store, outcome->timeout_ms);
+        status = enter(store, outline, outcome->at_once);
     bool due = false;
     if (status == DS_OK) {
         status = commit_locked(store, outline, changes, plans, count, &outcome->written, &outcome->sequence);
         due = ds__compaction_due(store);
-        outcome->overdue = due && ds__compaction_overdue(store);
         ds__writer_leave(store);
     }
     if (outcome->written)
@@ -286,7 +302,7 @@ static ds_status commit(ds_store *store, const struct outline *outline, const ds
 }
 
 static ds_status make_durable(ds_store *store) {
-    ds_status status = ds__sync(store, 0, false);
+    ds_status status = ds__sync(store, false);
     if (status == DS_OK)
         return DS_OK;
     char sentence[1024];
@@ -316,7 +332,7 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         status = outline_changes(store, changes, count, &outline);
     if (status != DS_OK)
         return status;
-    struct outcome outcome = {.timeout_ms = store->options.lock_timeout_ms};
+    struct outcome outcome = {.at_once = false};
     status = commit_once(store, &outline, changes, count, &outcome);
     if (status == DS_FULL) {
         ds__spare_stop(store);
@@ -327,11 +343,6 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
         *sequence = outcome.sequence;
     if (status == DS_OK && outcome.written && store->options.durability == DS_COMMIT)
         status = make_durable(store);
-    if (status == DS_OK && outcome.written && outcome.overdue) {
-        atomic_fetch_add_explicit(&store->control->waits, 1, memory_order_relaxed);
-        /* The commit stands; what fails here is told by the next that needs room. */
-        (void)ds__compact(store, true, DS_COMPACT_DUE);
-    }
     return status;
 }
 
@@ -364,15 +375,10 @@ ds_status ds_try_commit(ds_store *store, const ds_change *changes, size_t count,
         status = outline_changes(store, changes, count, &outline);
     if (status != DS_OK)
         return status;
-    bool overdue = atomic_load_explicit(&store->overdue, memory_order_relaxed);
-    if (overdue || outline.blobs || store->options.durability == DS_COMMIT) {
-        atomic_store_explicit(&store->overdue, false, memory_order_relaxed);
+    if (outline.blobs || store->options.durability == DS_COMMIT)
         return ds__fail(DS_TIMEOUT, 0, "%s: this commit has to wait for the disk", store->directory.path);
-    }
-    struct outcome outcome = {.timeout_ms = 0};
+    struct outcome outcome = {.at_once = true};
     status = commit_once(store, &outline, changes, count, &outcome);
-    if (outcome.overdue)
-        atomic_store_explicit(&store->overdue, true, memory_order_relaxed); /* the next one compacts */
     if (status == DS_OK && sequence != NULL)
         *sequence = outcome.sequence;
     return status;

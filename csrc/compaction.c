@@ -38,19 +38,23 @@ bool ds__compaction_due(const ds_store *store) {
     return is_due(&store->control->tail, start_of(store), ds__expired_bytes(store));
 }
 
-/* What the files take is kept to twice the live data and four segments: the last of the four is the one that is being
- * written when a put finds three. Segments get smaller when a writer gets slow, and then the first one is the measure. What
- * the tail names of large values cannot go yet. */
-bool ds__compaction_overdue(ds_store *store) {
+/* What the files take is kept to twice the live data and four segments. What a pass copies before it can drop anything is
+ * part of them: as much as is live, or a segment. Segments get smaller when a writer gets slow, and then the first one is the
+ * measure. What the tail names of large values cannot go yet. */
+bool ds__compaction_overdue(ds_store *store, uint64_t length) {
     const struct ds_tail *tail = &store->control->tail;
-    uint64_t start = start_of(store), size = tail->segment_size;
-    if (start >= tail->segment_base || atomic_load_explicit(&store->compacting_fails, memory_order_relaxed))
+    uint64_t start = start_of(store);
+    if (!is_due(tail, start, ds__expired_bytes(store)) ||
+        atomic_load_explicit(&store->compacting_fails, memory_order_relaxed))
         return false;
+    uint64_t needed = ds__segment_needed(store, length);
+    uint64_t size = needed > tail->segment_size ? needed : tail->segment_size;
     const struct ds_segment *first = ds__segments_find(&store->segments, start);
     if (first != NULL && first->mapping.size > size)
         size = first->mapping.size;
-    return tail->segment_base + tail->segment_size - start + tail->blob_bytes >
-           2 * tail->live_bytes + 3 * size + tail->segment_blobs;
+    uint64_t copied = tail->live_bytes < size ? tail->live_bytes : size;
+    return tail->segment_base + tail->segment_size + needed + copied - start + tail->blob_bytes >
+           2 * tail->live_bytes + 4 * size + tail->segment_blobs;
 }
 
 /* A pass goes on until half of what may be dead is gone, so that the next one is not due at once. */
@@ -93,13 +97,15 @@ static void sample_expired(ds_store *store) {
 
 /* ---- moving the start ------------------------------------------------------------------------------------------ */
 
-static ds_status append_head(ds_store *store, uint64_t start, bool fresh) {
+/* Tells where its frame ends. */
+static ds_status append_head(ds_store *store, uint64_t start, bool fresh, uint64_t *end) {
     ds_change change = {.kind = DS_PUT, .keyspace = DS_RUNTIME, .key = "", .value = &start, .value_size = sizeof start};
     struct ds_plan plan = {.length = ds__record_length(0, sizeof start), .op = DS_RECORD_START, .write = true};
     ds_status status = ds__writer_enter(store);
     if (status != DS_OK)
         return status;
     status = ds__append(store, DS_FRAME_HEAD, &change, &plan, 1, sizeof(struct ds_frame) + plan.length, fresh);
+    *end = store->control->tail.offset;
     ds__writer_leave(store);
     return status;
 }
@@ -174,10 +180,11 @@ static ds_status run_pass(struct ds_pass *pass, uint64_t until, bool *moved) {
     }
     if (to == from)
         return DS_OK;
-    ds_status status = append_head(store, to, false);
+    uint64_t end;
+    ds_status status = append_head(store, to, false, &end);
     ds__spare_make(store);
     if (status == DS_OK)
-        status = ds__sync(store, to, false);
+        status = ds__sync_between(store, to, end);
     if (status == DS_OK)
         status = drop(pass, from, to);
     *moved = status == DS_OK;
@@ -190,11 +197,11 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *mov
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     pass->store = store;
     pass->tight = tight;
+    ds__reclaim(store); /* what the last pass has dropped */
     atomic_store_explicit(&store->reclaiming, true, memory_order_relaxed);
     ds__enter(store);
     ds_status status = run_pass(pass, until, moved);
     ds__leave(store);
-    ds__reclaim(store);
     free(pass->blobs);
     free(pass);
     return status;
@@ -234,7 +241,8 @@ static ds_status compact_all(ds_store *store) {
     ds__writer_leave(store);
     uint64_t until = tail.segment_base;
     if (tail.offset > tail.segment_base + DS_SEGMENT_HEADER) {
-        status = append_head(store, start_of(store), true);
+        uint64_t end;
+        status = append_head(store, start_of(store), true, &end);
         until = tail.segment_base + tail.segment_size;
     }
     return status == DS_OK ? compact_until(store, until, false) : status;
@@ -279,5 +287,6 @@ ds_status ds__compact(ds_store *store, bool wait, enum ds_compaction how) {
                                      : compact_tightly(store);
     atomic_store_explicit(&store->compacting_fails, status != DS_OK, memory_order_relaxed);
     ds__lock_release(lock);
+    ds__reclaim(store); /* writers that wait for room do not wait for this */
     return status;
 }

@@ -36,7 +36,7 @@ static void *keep(void *argument) {
         pthread_mutex_unlock(&store->keeper_mutex);
         /* A failing sync is sticky in the control page, where the next ds_sync() or ds_close() of anybody tells it. */
         if (group)
-            (void)ds__sync(store, 0, false);
+            (void)ds__sync(store, false);
         ds__spare_make(store);
         bool failed = asked && ds__compact(store, false, DS_COMPACT_DUE) != DS_OK;
         bool spare = asked ? atomic_load_explicit(&store->spare, memory_order_relaxed) != NULL : ds__spare_tidy(store);
@@ -85,9 +85,11 @@ void ds__keeper_ask(ds_store *store) {
         return;
     if (ds__keeper_start(store) != DS_OK)
         return; /* without it, writers compact when it is overdue */
+    /* Either it sees that it was asked, or it sleeps by the time that the lock is ours. Woken under the lock, it would wait for
+     * that again. */
     pthread_mutex_lock(&store->keeper_mutex);
-    pthread_cond_signal(&store->keeper_wake);
     pthread_mutex_unlock(&store->keeper_mutex);
+    pthread_cond_signal(&store->keeper_wake);
 }
 
 void ds__keeper_stop(ds_store *store) {

@@ -217,6 +217,14 @@ ds_status ds__os_write(const struct ds_directory *directory, const char *name, i
     return DS_OK;
 }
 
+ds_status ds__os_write_zeros(const struct ds_directory *directory, const char *name, int fd, uint64_t size) {
+    static const char zeros[DS_OS_PIECE];
+    ds_status status = DS_OK;
+    for (uint64_t at = 0; status == DS_OK && at < size; at += DS_OS_PIECE)
+        status = ds__os_write(directory, name, fd, zeros, size - at < DS_OS_PIECE ? size - at : DS_OS_PIECE, at);
+    return status;
+}
+
 ds_status ds__os_datasync(const struct ds_directory *directory, const char *name, int fd) {
     if (CALL(-1, fdatasync(fd)) != 0)
         return ds__os_fail(directory, name, "sync");

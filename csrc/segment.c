@@ -76,10 +76,10 @@ static void free_tables(struct ds_segment_table *table) {
     }
 }
 
-static void empty_limbo(struct ds_segments *segments) {
-    while (segments->limbo != NULL) {
-        struct ds_segment *segment = segments->limbo;
-        segments->limbo = segment->next_limbo;
+static void unpin_all(struct ds_segment *limbo) {
+    while (limbo != NULL) {
+        struct ds_segment *segment = limbo;
+        limbo = segment->next_limbo;
         ds__mapping_unpin(&segment->mapping);
     }
 }
@@ -90,7 +90,7 @@ void ds__segments_free(struct ds_segments *segments) {
         return;
     for (uint32_t i = 0; i < table->count; i++)
         ds__mapping_unpin(&table->items[i]->mapping);
-    empty_limbo(segments);
+    unpin_all(segments->limbo);
     free_tables(table);
     segments->table = NULL;
     pthread_mutex_destroy(&segments->changing);
@@ -123,18 +123,22 @@ static bool nobody_inside(struct ds_segments *segments) {
 }
 
 void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
+    struct ds_segment *limbo = NULL;
     if (pthread_mutex_trylock(&segments->changing) != 0)
         return;
     if (start > atomic_load_explicit(&segments->start, memory_order_relaxed))
         drop_below(segments, start);
     /* Without the fence first, because it costs a system call; a busy handle is found busy most of the time. */
     if (nobody_inside(segments) && (segments->fenced || ds__os_fence_threads()) && nobody_inside(segments)) {
-        empty_limbo(segments);
+        limbo = atomic_exchange_explicit(&segments->limbo, NULL, memory_order_relaxed);
         struct ds_segment_table *table = segments->table;
         free_tables(table->older);
         table->older = NULL;
     }
     pthread_mutex_unlock(&segments->changing);
+    /* Out of the mutex, which a writer that opens a segment needs: the file goes with its last mapping, and that may take the
+     * time of some transfers to the disk. */
+    unpin_all(limbo);
 }
 
 static bool holds(const struct ds_segment *segment, uint64_t offset) {

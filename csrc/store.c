@@ -97,7 +97,7 @@ static ds_status open_handle(ds_store *store, const char *path) {
     status = ds__floor_reopen(store);
     /* What an earlier process committed and did not live to sync is part of this handle's promise. */
     if (status == DS_OK && store->options.durability != DS_PROCESS)
-        status = ds__sync(store, 0, false);
+        status = ds__sync(store, false);
     if (status == DS_OK && store->options.durability == DS_GROUP)
         status = ds__keeper_start(store);
     return status;
@@ -138,7 +138,7 @@ static ds_status close_cleanly(ds_store *store) {
             ds__writer_leave(store);
     }
     bool clean = alone && (status == DS_OK || status == DS_FENCED);
-    status = ds__sync(store, 0, clean);
+    status = ds__sync(store, clean);
     ds__os_unlock(directory->fd);
     return status;
 }

@@ -39,7 +39,6 @@ struct ds_store {
     bool keeper_running, keeper_stop;
     atomic_bool keeper_asked;
     atomic_bool reclaiming;          /* a compaction of this handle will: no other call need do it */
-    atomic_bool overdue;             /* a ds_try_put() left a compaction to the next put */
     atomic_bool compacting_fails;    /* the last pass of this handle: writers do not wait for the next */
     _Atomic uint64_t verified_bytes; /* ds_stats: how far ds_verify() has come, for who watches from another thread */
 };
@@ -176,6 +175,8 @@ struct ds_plan {
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
                      uint64_t length, bool fresh);
 /* Do these plans need a segment with features that the present one lacks? */
+/* The size of the segment that a commit of `length` bytes opens; 0: it goes into the last one. Under the writer lock. */
+uint64_t ds__segment_needed(const ds_store *store, uint64_t length);
 bool ds__needs_fresh(ds_store *store, const struct ds_plan *plans, size_t count);
 /* What of a plan lies in the record's value, behind the expiry. */
 const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size);
@@ -192,8 +193,8 @@ void ds__wake_all(struct ds_control *control);
 
 /* Is there more than twice the live data, and something to be had? Under the writer lock. */
 bool ds__compaction_due(const ds_store *store);
-/* Is there so much that a writer should not go on before it was compacted? Under the writer lock. */
-bool ds__compaction_overdue(ds_store *store);
+/* Would a commit of that many bytes make the log larger than it may get? Under the writer lock. */
+bool ds__compaction_overdue(ds_store *store, uint64_t length);
 enum ds_compaction {
     DS_COMPACT_DUE,     /* until it is not due any more */
     DS_COMPACT_ALL,     /* all that is in the log now */
@@ -254,8 +255,10 @@ void ds__keeper_stop(ds_store *store);
 
 /* sync.c --------------------------------------------------------------------------------------------------------- */
 
-/* Puts all that is committed on disk, but for what lies below `start`, and moves the floor; `clean` marks the floor as the end of a closed store. */
-ds_status ds__sync(ds_store *store, uint64_t start, bool clean);
+/* Puts all that is committed on disk, and moves the floor; `clean` marks the floor as the end of a closed store. */
+ds_status ds__sync(ds_store *store, bool clean);
+/* The same for what lies below `to`, where nothing below `start` is wanted any more. */
+ds_status ds__sync_between(ds_store *store, uint64_t start, uint64_t to);
 /* A store that was closed cleanly is about to be written: its floor is its end no longer. */
 ds_status ds__floor_reopen(ds_store *store);
 ds_status ds__floor_write(const struct ds_directory *directory, const uint8_t uuid[16], struct ds_floor *slot,

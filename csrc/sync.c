@@ -212,9 +212,9 @@ static ds_status enter(ds_store *store) {
     return ds__advise(status, DS_TIMEOUT, "what was committed stays so, but may not be on disk yet: sync again");
 }
 
-ds_status ds__sync(ds_store *store, uint64_t start, bool clean) {
+/* Up to `to`, but for what lies below `start`. */
+static ds_status sync_between(ds_store *store, uint64_t start, uint64_t to, bool clean) {
     struct ds_control *control = store->control;
-    uint64_t to = atomic_load_explicit(&control->committed, memory_order_acquire);
     uint64_t sequence = ds__word_load(&control->tail.sequence); /* exact when `clean`: nobody else has the store then */
     if (!clean && atomic_load_explicit(&control->synced, memory_order_acquire) >= to &&
         atomic_load_explicit(&control->sync_error, memory_order_relaxed) == 0)
@@ -236,9 +236,17 @@ ds_status ds__sync(ds_store *store, uint64_t start, bool clean) {
     return status;
 }
 
+ds_status ds__sync(ds_store *store, bool clean) {
+    return sync_between(store, 0, atomic_load_explicit(&store->control->committed, memory_order_acquire), clean);
+}
+
+ds_status ds__sync_between(ds_store *store, uint64_t start, uint64_t to) {
+    return sync_between(store, start, to, false);
+}
+
 ds_status ds_sync(ds_store *store) {
     ds_status status = ds__check_writable(store);
-    return status == DS_OK ? ds__sync(store, 0, false) : status;
+    return status == DS_OK ? ds__sync(store, false) : status;
 }
 
 ds_status ds__floor_reopen(ds_store *store) {

@@ -189,7 +189,7 @@ MUTANTS = [
         "sealed-tail-ignored",
         "append.c",
         "a frame follows torn bytes",
-        ("    if (!fresh && !tail->sealed && length", "    if (!fresh && length"),
+        ("    return !tail->sealed && length", "    return length"),
     ),
     mutant(
         "hash-before-the-value",
@@ -845,7 +845,7 @@ MUTANTS = [
         "compaction.c",
         "the power goes, and neither the old segments nor the moved records are there",
         (
-            "    if (status == DS_OK)\n        status = ds__sync(store, to, false);\n    if (status == DS_OK)\n        status = drop(",
+            "    if (status == DS_OK)\n        status = ds__sync_between(store, to, end);\n    if (status == DS_OK)\n        status = drop(",
             "    if (status == DS_OK)\n        status = drop(",
         ),
     ),
@@ -872,7 +872,7 @@ MUTANTS = [
         "compaction.c",
         "the log does not say where it begins",
         (
-            "    ds_status status = append_head(store, to, false);\n",
+            "    ds_status status = append_head(store, to, false, &end);\n",
             "    ds_status status = DS_OK;\n    (void)append_head;\n",
         ),
     ),

@@ -280,10 +280,10 @@ ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const cha
 
 /* The syncs of a compaction inside the commit after a recovery are none that mix() knows of. */
 static bool again;
-bool __real_ds__compaction_overdue(ds_store *store);
-bool __wrap_ds__compaction_overdue(ds_store *store);
-bool __wrap_ds__compaction_overdue(ds_store *store) {
-    return !again && __real_ds__compaction_overdue(store);
+bool __real_ds__compaction_overdue(ds_store *store, uint64_t length);
+bool __wrap_ds__compaction_overdue(ds_store *store, uint64_t length);
+bool __wrap_ds__compaction_overdue(ds_store *store, uint64_t length) {
+    return !again && __real_ds__compaction_overdue(store, length);
 }
 
 static void must(ds_status status, const char *what, const char *why) {

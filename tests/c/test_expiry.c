@@ -518,9 +518,10 @@ void __wrap_ds__keeper_ask(ds_store *store) {
     (void)store;
 }
 
-bool __wrap_ds__compaction_overdue(ds_store *store);
-bool __wrap_ds__compaction_overdue(ds_store *store) {
+bool __wrap_ds__compaction_overdue(ds_store *store, uint64_t length);
+bool __wrap_ds__compaction_overdue(ds_store *store, uint64_t length) {
     (void)store;
+    (void)length;
     return false;
 }
 

@@ -174,10 +174,10 @@ static struct {
     sem_t stands, may_go;
 } compaction;
 
-ds_status __real_ds__sync(ds_store *store, uint64_t start, bool clean);
-ds_status __wrap_ds__sync(ds_store *store, uint64_t start, bool clean);
-ds_status __wrap_ds__sync(ds_store *store, uint64_t start, bool clean) {
-    ds_status status = __real_ds__sync(store, start, clean);
+ds_status __real_ds__sync_between(ds_store *store, uint64_t start, uint64_t to);
+ds_status __wrap_ds__sync_between(ds_store *store, uint64_t start, uint64_t to);
+ds_status __wrap_ds__sync_between(ds_store *store, uint64_t start, uint64_t to) {
+    ds_status status = __real_ds__sync_between(store, start, to);
     if (store == compaction.store) {
         compaction.store = NULL;
         sem_post(&compaction.stands);
