@@ -93,16 +93,22 @@ static int open_file(const struct ds_directory *directory, const char *name, int
     return fd;
 }
 
+/* Not by fstat(), which asks for the times as well: since Linux 6.13 the next write to a file whose times somebody has seen
+ * takes a new one and dirties the inode, and a sync then writes that, too: 165 us for a durable put in place of 110. */
+static int look(int fd, struct statx *info) {
+    return CALL(-1, statx(fd, "", AT_EMPTY_PATH, STATX_TYPE | STATX_UID | STATX_SIZE, info));
+}
+
 /* Is what was opened one of ours: a file, of the directory's owner, of this user, or of root? */
 static ds_status check_file(const struct ds_directory *directory, const char *name, int fd) {
-    struct stat info;
-    if (CALL(-1, fstat(fd, &info)) != 0)
+    struct statx info;
+    if (look(fd, &info) != 0)
         return ds__os_fail(directory, name, "look at");
-    if (!S_ISREG(info.st_mode))
+    if (!S_ISREG(info.stx_mode))
         return ds__fail(DS_NOT_A_STORE, 0, "%s/%s: not a regular file", directory->path, name);
-    if (info.st_uid != directory->owner && info.st_uid != geteuid() && info.st_uid != 0)
+    if (info.stx_uid != directory->owner && info.stx_uid != geteuid() && info.stx_uid != 0)
         return ds__fail(DS_IO, EPERM, "%s/%s: belongs to user %u, neither to you nor to the store's owner; remove it",
-                        directory->path, name, (unsigned)info.st_uid);
+                        directory->path, name, (unsigned)info.stx_uid);
     return DS_OK;
 }
 
@@ -152,12 +158,12 @@ void ds__os_close(int fd) {
 }
 
 ds_status ds__os_size(const struct ds_directory *directory, const char *name, int fd, uint64_t *size) {
-    struct stat info;
-    if (CALL(-1, fstat(fd, &info)) != 0)
+    struct statx info;
+    if (look(fd, &info) != 0)
         return ds__os_fail(directory, name, "look at");
-    if (!S_ISREG(info.st_mode))
+    if (!S_ISREG(info.stx_mode))
         return ds__fail(DS_NOT_A_STORE, 0, "%s/%s: not a regular file", directory->path, name);
-    *size = (uint64_t)info.st_size;
+    *size = info.stx_size;
     return DS_OK;
 }
 

@@ -991,7 +991,7 @@ MUTANTS = [
         "os.c",
         "somebody else's file becomes part of the store",
         (
-            "    if (info.st_uid != directory->owner && info.st_uid != geteuid() && info.st_uid != 0)",
+            "    if (info.stx_uid != directory->owner && info.stx_uid != geteuid() && info.stx_uid != 0)",
             "    if (false)",
         ),
     ),
