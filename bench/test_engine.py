@@ -30,6 +30,7 @@ PASSES = 4
 OTHER = VALUE[::-1]  # writes alternate, since a peer may notice that a value is the same
 SLOW = ("libmdbx", "SQLite WAL", "Redis")  # a twentieth of the work shows as much of them
 KIB, MIB = 1 << 10, 1 << 20
+REST = 0.02  # s
 
 
 class RawFdatasync(Peer):
@@ -96,12 +97,27 @@ class Bench:
         (shutil.rmtree if path.is_dir() else Path.unlink)(path)
 
     def time(
-        self, function: Callable[[], Any], operations: int, rounds: int, pause: float = 0
+        self,
+        function: Callable[[], Any],
+        operations: int,
+        rounds: int,
+        pause: float = 0,
+        warm: bool = False,
     ) -> None:
-        """Times rounds of `function`; before each comes a pause, for whatever works in the background."""
+        """Times rounds of `function`; before each comes a pause, for whatever works in the background.
+
+        warm: after the pause, which cools caches and branch predictors, it runs once without being timed.
+        """
+
+        def rest() -> None:
+            time.sleep(pause)
+            if warm:
+                function()
+
         self.benchmark.extra_info["operations"] = operations
-        setup = (lambda: time.sleep(pause)) if pause else None
-        self.benchmark.pedantic(function, setup=setup, rounds=rounds, warmup_rounds=1)
+        self.benchmark.pedantic(
+            function, setup=rest if pause else None, rounds=rounds, warmup_rounds=1
+        )
 
     def value(self, value: float, unit: str, **more: float) -> None:
         """A figure that was measured in another way; the timer has seen it all the same."""
@@ -142,7 +158,7 @@ def end(child: subprocess.Popen[str]) -> None:
 # ---- one process ---------------------------------------------------------------------------------
 
 
-def put_burst(bench: Bench, kind: type[Peer]) -> None:
+def put_burst(bench: Bench, kind: type[Peer], warm: bool = True) -> None:
     put, keys = bench.peer(kind, "hot").put, hot_keys(kind)
     values = itertools.cycle((OTHER, VALUE))
 
@@ -151,7 +167,11 @@ def put_burst(bench: Bench, kind: type[Peer]) -> None:
         for key in keys:
             put(key, value)
 
-    bench.time(burst, len(keys), bench.sized(20, 3), pause=0.02)
+    bench.time(burst, len(keys), bench.sized(20, 3), pause=REST, warm=warm)
+
+
+def put_rested(bench: Bench, kind: type[Peer]) -> None:
+    put_burst(bench, kind, warm=False)
 
 
 def put_sustained(bench: Bench, kind: type[Peer]) -> None:
@@ -226,7 +246,7 @@ def iterate(bench: Bench, kind: type[Peer]) -> None:
     bench.time(every, enough, 1)
 
 
-def batch_of_10(bench: Bench, kind: type[Peer]) -> None:
+def batch_of_10(bench: Bench, kind: type[Peer], warm: bool = True) -> None:
     put_many, keys = bench.peer(kind, "hot").put_many, hot_keys(kind)
     starts = range(0, len(keys), 10)
     lots = itertools.cycle(
@@ -238,7 +258,11 @@ def batch_of_10(bench: Bench, kind: type[Peer]) -> None:
         for batch in next(lots):
             put_many(batch)
 
-    bench.time(write, len(starts), bench.sized(20, 3), pause=0.02)
+    bench.time(write, len(starts), bench.sized(20, 3), pause=REST, warm=warm)
+
+
+def batch_rested(bench: Bench, kind: type[Peer]) -> None:
+    batch_of_10(bench, kind, warm=False)
 
 
 def put_durable(bench: Bench, kind: type[Peer]) -> None:
@@ -429,12 +453,14 @@ BATCHES = [peer for peer in WRITERS if peer.name != "gdbm"]
 DURABLE = [RawFdatasync, *(peer for peer in WRITERS if peer.name != "dict")]
 ROWS: dict[str, tuple[Callable[[Bench, type[Peer]], None], list[type[Peer]], int]] = {
     "put, in bursts of 1,000": (put_burst, WRITERS, PASSES),
+    "put, after a rest of 20 ms": (put_rested, WRITERS, PASSES),
     "put, sustained": (put_sustained, WRITERS, PASSES),
     "put, p99.9": (put_tail, WRITERS, PASSES),
     "get": (get_hot, list(PEERS), PASSES),
     "get, 1 M keys, random": (get_random, list(PEERS), 3),
     "iterate 1 M items, for each": (iterate, [p for p in WRITERS if p.name != "Redis"], 3),
     "batch of 10": (batch_of_10, BATCHES, PASSES),
+    "batch of 10, after a rest of 20 ms": (batch_rested, BATCHES, PASSES),
     "put and sync": (put_durable, DURABLE, PASSES),
     "100 puts and one sync": (batch_durable, [p for p in BATCHES if p.name != "dict"], PASSES),
     "put 4 KiB": (put_of(4 * KIB, 100), WRITERS, PASSES),
