@@ -7,8 +7,9 @@ from . import started_in as _started_in  # noqa: F401  before the process goes e
 
 if TYPE_CHECKING:
     from . import errors as errors
+    from .async_host import AsyncHost
     from .headers import get_include
-    from .host import AsyncHost, OperatorHost, Output
+    from .host import OperatorHost
     from .kvs import (
         kvs_batch,
         kvs_compare_and_write,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .operator import RestoreInfo, delete_state, restore_info, save_state
     from .runtime.policy import RestartPolicy
     from .store import Entry, Repaired, Store, repair
+    from .traffic import Output
     from .typed_state import state
 
 __all__ = [
@@ -62,9 +64,9 @@ __all__ = [
 # Imported when they are first asked for: an operator that only saves needs no kvs_*, and a node that only shares no
 # runtime.
 _HOMES = {
-    "AsyncHost": "host",
+    "AsyncHost": "async_host",
     "OperatorHost": "host",
-    "Output": "host",
+    "Output": "traffic",
     "RestartPolicy": "runtime.policy",
     "RestoreInfo": "operator",
     "delete_state": "operator",

@@ -26,11 +26,12 @@ from typing import Any
 from dora_state import typed_state
 from dora_state.codec import Coded
 from dora_state.errors import OperatorError
-from dora_state.host import OperatorHost, Output
+from dora_state.host import OperatorHost
 from dora_state.operator import FIELDS_PREFIX
 from dora_state.runtime import killpoint, step
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.store import Store
+from dora_state.traffic import Output, input_event
 
 PATIENCE_S = 30.0
 
@@ -94,8 +95,7 @@ class OperatorUnderTest:
         If the operator died at the point of `kill_at`, its successor has restored the state. Raises OperatorError, with
         the traceback of the crash, if the operator gave up on the event or ended.
         """
-        content = {"kind": "dora", "type": "INPUT", "id": input_id, "value": value}
-        return self.send_event({**content, "metadata": dict(metadata or {})})
+        return self.send_event(input_event(input_id, value, metadata))
 
     def send_event(self, event: Mapping[str, Any]) -> list[Output]:
         """The same with an event of any type, as dora would give it: `{"type": "PARAM_UPDATE", ...}`."""

@@ -208,7 +208,7 @@ def test_drop_oldest_drops_and_counts(tmp_path):
 
         thread = threading.Thread(target=send)
         thread.start()
-        while len(host._supervisor.input) < 1:
+        while len(host._traffic.supervisor.input) < 1:
             time.sleep(0.001)
         for n in range(2, 6):
             host.submit("in", b"%d" % n)
