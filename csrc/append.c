@@ -86,17 +86,19 @@ static uint64_t blob_limit(const struct ds_tail *tail) {
 
 /* A new segment; on a full disk the smallest that will do, and for what makes room the reserve. */
 static ds_status make_room(ds_store *store, struct ds_segment_header *header, uint64_t length, bool frees,
-                           struct ds_segment **out) {
+                           bool was_quick, struct ds_segment **out) {
     atomic_uint *reserve_gone = &store->control->reserve_gone;
     if (ds__spare_take(store, header, out))
         return DS_OK;
-    ds_status status = ds__segment_create(&store->segments, header, out);
+    /* All at once, if it is small and will be full at once. */
+    bool at_once = was_quick && header->size < DS_OS_LARGE_PAGE;
+    ds_status status = ds__segment_create(&store->segments, header, at_once, out);
     uint64_t smallest = DS_SEGMENT_MIN;
     while (smallest < length + DS_SEGMENT_HEADER)
         smallest *= 2;
     if (status == DS_FULL && smallest < header->size) {
         header->size = smallest;
-        status = ds__segment_create(&store->segments, header, out);
+        status = ds__segment_create(&store->segments, header, false, out);
     }
     if (status == DS_FULL && frees && smallest == DS_SEGMENT_MIN &&
         atomic_load_explicit(reserve_gone, memory_order_relaxed) == 0) {
@@ -169,7 +171,7 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
     };
     memcpy(header.uuid, store->uuid, sizeof header.uuid);
     struct ds_segment *next;
-    status = make_room(store, &header, length, makes_room(type, plans, count), &next);
+    status = make_room(store, &header, length, makes_room(type, plans, count), was_quick, &next);
     if (status == DS_OK)
         status = ds__segments_add(&store->segments, next);
     if (status != DS_OK)
@@ -192,15 +194,17 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
 }
 
 static void populate_ahead(struct ds_segment *segment, uint64_t begin, uint64_t end) {
-    if (end <= segment->populated)
+    uint64_t from = begin - segment->base, to = end - segment->base;
+    if (to <= segment->populated)
         return;
-    uint64_t start = segment->populated > begin ? segment->populated : begin;
-    uint64_t from = (start - segment->base) & ~UINT64_C(4095);
-    uint64_t to = end - segment->base + POPULATE_AHEAD;
+    if (from < segment->populated)
+        from = segment->populated;
+    from &= ~UINT64_C(4095);
+    to += POPULATE_AHEAD;
     if (to > segment->mapping.size)
         to = segment->mapping.size;
     ds__os_populate(segment->mapping.bytes + from, to - from);
-    segment->populated = segment->base + to;
+    segment->populated = to;
 }
 
 /* The lines of the next frame, if it is like this one: a spare was touched by another core, and a checksum that reads what

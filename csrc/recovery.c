@@ -240,7 +240,7 @@ static ds_status create_store(ds_store *store) {
     if (status == DS_OK)
         status = ds__segments_init(&store->segments, &store->directory, store->uuid, true);
     if (status == DS_OK)
-        status = ds__segment_create(&store->segments, &header, &segment);
+        status = ds__segment_create(&store->segments, &header, false, &segment);
     if (status == DS_OK)
         status = ds__segments_add(&store->segments, segment);
     if (status != DS_OK)

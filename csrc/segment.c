@@ -307,11 +307,20 @@ static ds_status map_segment(const struct ds_segments *segments, const char *nam
 
 /* In a shorter segment the file system would make large pages too, but the processor maps them in small pieces: then each
  * piece that is written again after a sync takes a page fault that costs as much as the whole. */
-ds_status ds__segment_map_new(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
+ds_status ds__segment_map_new(const struct ds_segments *segments, const char *name, int fd, uint64_t size, bool quick,
                               struct ds_segment **out) {
-    ds_status status = map_segment(segments, name, fd, size, out);
-    if (status == DS_OK && segments->large_pages && size >= DS_OS_LARGE_PAGE)
+    bool large = size >= DS_OS_LARGE_PAGE;
+    ds_status status = DS_OK;
+    if (quick && segments->large_pages && !large)
+        status = ds__os_write_zeros(segments->directory, name, fd, size);
+    if (status == DS_OK)
+        status = map_segment(segments, name, fd, size, out);
+    if (status == DS_OK && segments->large_pages && large)
         ds__os_large_pages((*out)->mapping.bytes, size);
+    if (status == DS_OK && quick) {
+        ds__os_populate((*out)->mapping.bytes, size);
+        (*out)->populated = size;
+    }
     return status;
 }
 
@@ -319,7 +328,6 @@ static void describe(struct ds_segment *segment) {
     const struct ds_segment_header *header = ds__segment_header(segment);
     segment->base = header->base;
     segment->end = header->base + header->size;
-    segment->populated = header->base;
     segment->seed = ds__segment_seed(header);
     segment->header_crc = header->crc;
 }
@@ -360,7 +368,7 @@ ds_status ds__segment_open(const struct ds_segments *segments, uint64_t base, st
 }
 
 /* The bytes of a new segment, all zero, mapped: of the reserve, or of a new file. */
-static ds_status take_file(struct ds_segments *segments, const char *from, bool reserve, uint64_t size,
+static ds_status take_file(struct ds_segments *segments, const char *from, bool reserve, uint64_t size, bool quick,
                            struct ds_segment **out) {
     int fd;
     uint64_t found = size;
@@ -372,7 +380,7 @@ static ds_status take_file(struct ds_segments *segments, const char *from, bool 
     if (status == DS_OK && found != size)
         status = ds__fail(DS_FULL, 0, "%s/%s: the reserve is not usable", segments->directory->path, from);
     if (status == DS_OK)
-        status = ds__segment_map_new(segments, from, fd, size, out);
+        status = ds__segment_map_new(segments, from, fd, size, quick, out);
     ds__os_close(fd);
     return status;
 }
@@ -403,12 +411,12 @@ static ds_status name_segment(struct ds_segments *segments, const char *from, st
     return status;
 }
 
-static ds_status make_segment(struct ds_segments *segments, struct ds_segment_header *header, bool reserve,
+static ds_status make_segment(struct ds_segments *segments, struct ds_segment_header *header, bool reserve, bool quick,
                               struct ds_segment **out) {
     /* One at a time: its maker holds the writer lock, or the directory's. */
     const char *from = reserve ? DS_RESERVE_NAME : DS_SEGMENT_DRAFT;
     struct ds_segment *segment = NULL;
-    ds_status status = take_file(segments, from, reserve, header->size, &segment);
+    ds_status status = take_file(segments, from, reserve, header->size, quick, &segment);
     if (status == DS_OK)
         status = ds__segment_begin(header, segment);
     if (status == DS_OK)
@@ -430,14 +438,15 @@ static ds_status make_segment(struct ds_segments *segments, struct ds_segment_he
     return status;
 }
 
-ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, struct ds_segment **out) {
-    return make_segment(segments, header, false, out);
+ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, bool quick,
+                             struct ds_segment **out) {
+    return make_segment(segments, header, false, quick, out);
 }
 
 ds_status ds__segment_from_reserve(struct ds_segments *segments, struct ds_segment_header *header,
                                    struct ds_segment **out) {
     header->size = DS_SEGMENT_MIN;
-    return make_segment(segments, header, true, out);
+    return make_segment(segments, header, true, false, out);
 }
 
 ds_status ds__reserve_make(const struct ds_directory *directory) {

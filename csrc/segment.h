@@ -36,7 +36,7 @@ struct ds_segment {
     struct ds_mapping mapping; /* first: a pinned value's owner is a ds_mapping */
     uint64_t base;
     uint64_t end;       /* base + size */
-    uint64_t populated; /* writers: page faults are taken up to this offset */
+    uint64_t populated; /* writers: page faults are taken for so many bytes */
     struct ds_segment *next_limbo;
     uint32_t seed; /* ds__segment_seed() of its header */
     uint32_t header_crc;
@@ -127,14 +127,15 @@ ds_status ds__segments_add(struct ds_segments *segments, struct ds_segment *segm
 /* Forgets the mapped segments from `base` on: recovery found that they do not belong to the log. Only while no other
  * thread knows the handle. */
 void ds__segments_drop(struct ds_segments *segments, uint64_t base);
-/* Maps a file that is to be a segment and is all zero. */
-ds_status ds__segment_map_new(const struct ds_segments *segments, const char *name, int fd, uint64_t size,
+/* Maps a file that is to be a segment and is all zero; with its page faults taken, if it is for a `quick` writer. */
+ds_status ds__segment_map_new(const struct ds_segments *segments, const char *name, int fd, uint64_t size, bool quick,
                               struct ds_segment **out);
 /* Writes its header: see ds__segment_create(). */
 ds_status ds__segment_begin(struct ds_segment_header *header, struct ds_segment *segment);
 /* Makes the file of a new segment, header and all, and renames it into place as its last step. `header` needs uuid,
  * base, size, hash_seed, first_sequence and before_*; the rest is filled in. */
-ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, struct ds_segment **out);
+ds_status ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, bool quick,
+                             struct ds_segment **out);
 /* The same out of the reserve, a file of DS_SEGMENT_MIN bytes that is kept so that deletes and compaction, which make
  * room, still have some when the disk is full. */
 ds_status ds__segment_from_reserve(struct ds_segments *segments, struct ds_segment_header *header,

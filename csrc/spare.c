@@ -47,12 +47,8 @@ static ds_status make(ds_store *store, struct ds_spare *spare, uint64_t size) {
     ds_status status = ds__os_open_unnamed(&store->directory, &spare->fd);
     if (status == DS_OK)
         status = ds__os_allocate(&store->directory, NAME, spare->fd, size);
-    if (status == DS_OK && store->segments.large_pages && size < DS_OS_LARGE_PAGE)
-        status = ds__os_write_zeros(&store->directory, NAME, spare->fd, size);
     if (status == DS_OK)
-        status = ds__segment_map_new(&store->segments, NAME, spare->fd, size, &spare->segment);
-    if (status == DS_OK)
-        ds__os_populate(spare->segment->mapping.bytes, size);
+        status = ds__segment_map_new(&store->segments, NAME, spare->fd, size, true, &spare->segment);
     spare->made_ns = ds__os_now_ns();
     return status;
 }
@@ -111,7 +107,6 @@ bool ds__spare_take(ds_store *store, struct ds_segment_header *header, struct ds
     }
     if (taken) {
         *out = spare->segment;
-        (*out)->populated = (*out)->end;
         spare->segment = NULL;
     }
     give_back(spare);
