@@ -108,6 +108,7 @@ def run(options: RunOptions) -> int:
             config.node_id,
             state_dir=options.state_dir,
             keep=options.keep,
+            keep_shared=config.keeps,
             fresh=options.fresh,
             cwd=Path.cwd(),
         )

@@ -200,7 +200,8 @@ def _find() -> tuple[Path, Membership | None]:
         return root / "shared", None
     root = _state_dir(config)
     location.enter(root, config.dataflow_id)
-    return root / "shared", location.join_shared(root, config.dataflow_id, cwd=STARTED_IN)
+    member = location.join_shared(root, config.dataflow_id, keep=config.keeps, cwd=STARTED_IN)
+    return root / "shared", member
 
 
 def _state_dir(config: node_config.NodeConfig) -> Path:

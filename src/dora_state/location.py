@@ -11,8 +11,10 @@
 
 A run is a dataflow id, which dora makes anew at each start. Within a run state is always carried on, also when dora
 restarts our host. Between runs, after a clean stop, a run starts empty; after any other end, and also when we cannot
-tell, it adopts the state. `keep` always adopts, `fresh` never. Starting empty first renames the directory aside:
-what was half deleted is never adopted.
+tell, it adopts the state. `keep` always adopts, `fresh` never. The shared store is adopted if one of the run's
+operators is told `keep`, and `fresh` leaves it alone: it belongs to the others, too.
+
+Starting empty first renames the directory aside: what was half deleted is never adopted.
 
 What cannot be used is refused before anything is written, and deleted is only what is ours.
 
@@ -96,6 +98,7 @@ def claim(
     *,
     state_dir: Path | None = None,
     keep: bool = False,
+    keep_shared: bool = False,
     fresh: bool = False,
     cwd: Path,
 ) -> Claim:
@@ -103,7 +106,8 @@ def claim(
 
     Args:
         state_dir: where the state lives; by default `DORA_STATE_DIR`, else `state` in `cwd`.
-        keep: adopt the state also after a clean stop.
+        keep: adopt the state also after a clean stop, and the shared store.
+        keep_shared: another operator of the dataflow is told so.
         fresh: start empty also after a crash. A host that dora restarts within the run carries on all the same.
         cwd: the directory of the dataflow.
 
@@ -126,7 +130,7 @@ def claim(
         adopted = _is_adopted(root / name, past, dataflow_id, keep=keep, fresh=fresh)
         if not adopted:
             _check_discardable(root / name)
-        member = join_shared(root, dataflow_id, operator=name, keep=keep, cwd=cwd)
+        member = join_shared(root, dataflow_id, operator=name, keep=keep or keep_shared, cwd=cwd)
         undo.callback(member.close)
         if not adopted:
             _discard(root / name)
@@ -145,7 +149,8 @@ def join_shared(
 ) -> Membership:
     """Makes this process a user of the dataflow's shared store, in `root / "shared"`, for as long as it lives.
 
-    `cwd` is the directory of the dataflow: the one place that nobody has to name.
+    `keep`: an operator of the dataflow, whichever, is told to keep state. `cwd` is the directory of the dataflow: the
+    one place that nobody has to name.
     """
     named = os.path.realpath(root) != os.path.realpath(cwd / _DEFAULT)
     return membership.join(

@@ -1,12 +1,13 @@
 """The life of the shared store: which run it belongs to, who uses it, and when it is emptied.
 
     shared.lock     locked for an instant, while somebody joins or leaves. Its record: the run (a dataflow id), the
-                    operators that have not ended cleanly, whether there were any, whether one of them said `keep`,
-                    whether the run has named this place, and which other runs have joined it.
+                    operators that have not ended cleanly, whether there were any, whether that is unknown, so that the
+                    store is kept, whether the run has named this place, and which other runs have joined it.
     shared.users    locked, together, by every process of the run for as long as it lives.
 
 The first process of a run gets shared.users for itself, which proves that nobody of another run is left, and then
-empties the store if the run before ended cleanly. Two dataflows in one folder therefore never see each other's
+empties the store if the run before ended cleanly, unless its own run is told to keep state: so it must know that of all
+the operators of its run, which may start later. Two dataflows in one folder therefore never see each other's
 keys: the second is refused while the first lives. Only where both name the same directory, one that is not their
 default, they mean to share it: then the second joins, unless the first ends within the time that an ending takes.
 
@@ -65,8 +66,8 @@ def join(
 ) -> Membership:
     """Makes this process a user of the shared store under `root`, and empties the store if that is due.
 
-    `operator` is the name of the operator that this process hosts; None in a custom node. `named`: `root` is not just
-    the default place of this dataflow.
+    `operator` is the name of the operator that this process hosts; None in a custom node. `keep`: one of the run's
+    operators adopts its state also after a clean stop. `named`: `root` is not just the default place of this dataflow.
     """
     run = _Run(dataflow_id, operator, keep, named)
     users = LockFile(root / "shared.users")
@@ -122,20 +123,22 @@ def _enter(root: Path, users: LockFile, run: _Run, late: bool) -> str | None:
         if record.get("dataflow_id") != run.dataflow_id:
             if users.acquire():
                 if _ended_cleanly(record):
-                    _empty(root / "shared")
+                    if run.keep:
+                        log.info("keeping the shared store %s: --keep", root / "shared")
+                    else:
+                        _empty(root / "shared")
                 record = run.record(keep=False)
             elif "dataflow_id" in record:
                 if not run.may_join(record, late):
                     return str(record["dataflow_id"])
                 record["joined"] = sorted({*record.get("joined", ()), run.dataflow_id})
             elif _living_runs(root, run.operator, run.dataflow_id) == {run.dataflow_id}:
-                record = run.record(keep=True)  # whether somebody crashed or said `keep` is lost
+                record = run.record(keep=True)  # whether somebody crashed is lost
             else:
                 return "(unknown)"
         if run.operator is not None:
             record["open"] = sorted({*record["open"], run.operator})
             record["operators"] = True
-            record["keep"] = record["keep"] or run.keep
         lock.write(record)
         # Nobody holds it exclusively: that happens only under the lock that we have.
         users.acquire(shared=True)

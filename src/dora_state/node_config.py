@@ -19,6 +19,8 @@ class NodeConfig:
     state_dirs: tuple[str, ...]
     """What the dataflow's file says about where state lives, by --state-dir of `dora-state run` or by DORA_STATE_DIR,
     each once. A node that starts before the operators do finds their shared store by this."""
+    keeps: bool
+    """Whether it starts an operator with --keep. Whoever comes first then leaves the shared store as it is."""
     outputs: frozenset[str]
     """The ids of this node's outputs."""
     queue_sizes: dict[str, int]
@@ -42,6 +44,7 @@ def read() -> NodeConfig | None:
             dataflow_id=str(config["dataflow_id"]),
             node_id=str(config["node_id"]),
             state_dirs=tuple(found),
+            keeps=any("--keep" in _words(node) for node in nodes),
             outputs=frozenset(map(str, run_config.get("outputs") or ())),
             queue_sizes=_queue_sizes(run_config),
             descriptor=descriptor,
@@ -70,7 +73,7 @@ def _parse(text: str) -> Any:
 
 def _state_dir(node: dict[str, Any]) -> str | None:
     """Where this node of the dataflow file keeps state, if the file says so."""
-    words = shlex.split(node.get("args") or "") if _is_host(node) else []
+    words = _words(node)
     for position, word in enumerate(words):
         if word == "--state-dir" and position + 1 < len(words):
             return words[position + 1]
@@ -78,6 +81,11 @@ def _state_dir(node: dict[str, Any]) -> str | None:
             return word.partition("=")[2]
     place = (node.get("env") or {}).get("DORA_STATE_DIR")
     return None if place is None else str(place)
+
+
+def _words(node: dict[str, Any]) -> list[str]:
+    """The arguments of a node that hosts an operator."""
+    return shlex.split(node.get("args") or "") if _is_host(node) else []
 
 
 def _queue_sizes(run_config: dict[str, Any]) -> dict[str, int]:

@@ -323,10 +323,32 @@ def test_the_shared_store_of_a_run_is_not_emptied_while_the_run_lives(flow):
     assert keys(flow / "state/shared") == ["x"]
 
 
-def test_keep_keeps_the_shared_store_too(flow):
-    mine = claim(RUNS[0], "counter", cwd=flow, keep=True)
+@pytest.mark.parametrize("keep", ["keep", "keep_shared"])
+def test_keep_adopts_the_shared_store_too(flow, keep, caplog):
+    """Like the private one: what counts is what the next run is told, and not what the last was."""
+    mine = claim(RUNS[0], "counter", cwd=flow)
     write_shared(mine, "x")
     mine.finish(clean=True)
+    with caplog.at_level("INFO"):
+        claim(RUNS[1], "counter", cwd=flow, **{keep: True}).finish(clean=True)
+    assert "keeping the shared store" in caplog.text
+    assert shared_keys_of_next_run(flow, RUNS[1]) == ["x"]
+    assert shared_keys_of_next_run(flow, RUNS[2]) == []
+
+
+def test_a_custom_node_that_comes_first_keeps_it_as_well(flow):
+    mine = claim(RUNS[0], "counter", cwd=flow)
+    write_shared(mine, "x")
+    mine.finish(clean=True)
+    join_shared(flow / "state", RUNS[1], keep=True, cwd=flow).close()
+    assert shared_keys_of_next_run(flow, RUNS[1]) == ["x"]
+
+
+def test_fresh_leaves_the_shared_store_alone(flow):
+    mine = claim(RUNS[0], "counter", cwd=flow)
+    write_shared(mine, "x")
+    mine.finish(clean=False)
+    claim(RUNS[1], "counter", cwd=flow, fresh=True).finish(clean=False)
     assert shared_keys_of_next_run(flow) == ["x"]
 
 

@@ -40,6 +40,24 @@ def test_the_bounds_of_the_inputs_are_doras(monkeypatch):
     }
 
 
+@pytest.mark.parametrize(
+    ("nodes", "keeps"),
+    [
+        ("{id: a, path: dora-state, args: run a.py}", False),
+        (
+            "{id: a, path: dora-state, args: run a.py}, {id: b, path: dora-state, args: run b.py --keep}",
+            True,
+        ),
+        ("{id: a, path: /opt/bin/dora-state, args: '--keep'}, {id: b, path: b.py}", True),
+        ("{id: a, path: a.py, args: --keep}", False),
+    ],
+)
+def test_one_operator_that_keeps_state_is_known_to_all_nodes(monkeypatch, nodes, keeps):
+    text = CONFIG.replace("{id: counter, path: dora-state}", nodes)
+    monkeypatch.setenv("DORA_NODE_CONFIG", text)
+    assert node_config.read().keeps is keeps
+
+
 def test_a_process_that_dora_did_not_start_has_none(monkeypatch):
     monkeypatch.delenv("DORA_NODE_CONFIG", raising=False)
     assert node_config.read() is None

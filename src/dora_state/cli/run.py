@@ -116,7 +116,7 @@ _SECONDS = Seconds(max=WEEK_S)
     show_default=True,
     help="What a save survives: the death of processes; power loss, 200 ms later; power loss, at once.",
 )
-@click.option("--keep", is_flag=True, help="Adopt the saved state also after a clean stop.")
+@click.option("--keep", is_flag=True, help="Adopt the state also after a clean stop.")
 @click.option("--fresh", is_flag=True, help="Start with empty state also after a crash.")
 @click.option(
     "--state-dir",
