@@ -296,7 +296,8 @@ static ds_status commit(ds_store *store, const struct outline *outline, const ds
         ds__wake(store->control, plans, count);
     if (due || ds__spare_wanted(store))
         ds__keeper_ask(store);
-    if (status != DS_OK && outline->blobs)
+    /* After damage the frame may be whole in the log all the same, and a rebuild will find it there. */
+    if (status != DS_OK && status != DS_CORRUPT && outline->blobs)
         remove_blobs(store, plans, count);
     return status;
 }

@@ -221,7 +221,7 @@ static ds_status open_cursor(ds_cursor *cursor, uint8_t keyspace) {
         return status;
     status = try_open(cursor, keyspace, &gone);
     ds__writer_leave(cursor->store);
-    return gone && status == DS_MISSING
+    return gone && (status == DS_OK || status == DS_MISSING)
                ? ds__fail(DS_CORRUPT, 0, "%s: the index names records that are gone", cursor->store->directory.path)
                : status;
 }

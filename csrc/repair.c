@@ -51,14 +51,17 @@ static ds_status in_use(const struct repair *repair) {
 }
 
 /* Whoever has the store open holds a shared lock on its control page. Whatever else is wrong with that file does not
- * matter. */
-static bool held(const struct repair *repair) {
+ * matter: it may be gone, or be no file at all. */
+static ds_status check_unused(const struct repair *repair) {
     int fd;
-    if (ds__os_open(&repair->directory, DS_CONTROL_NAME, DS_OS_READ, &fd) != DS_OK)
-        return false;
-    bool free = ds__os_flock(&repair->directory, DS_CONTROL_NAME, fd, DS_OS_EXCLUSIVE, 0) == DS_OK;
+    ds_status status = ds__os_open(&repair->directory, DS_CONTROL_NAME, DS_OS_READ, &fd);
+    if (status == DS_MISSING || status == DS_NOT_A_STORE || (status == DS_IO && ds_error_errno() == ELOOP))
+        return DS_OK;
+    if (status != DS_OK)
+        return status;
+    status = ds__os_flock(&repair->directory, DS_CONTROL_NAME, fd, DS_OS_EXCLUSIVE, 0);
     ds__os_close(fd);
-    return !free;
+    return status == DS_TIMEOUT ? in_use(repair) : status;
 }
 
 static ds_status lock(struct repair *repair) {
@@ -72,7 +75,7 @@ static ds_status lock(struct repair *repair) {
         return status;
     if (!ours) /* the new files would be root's */
         return ds__fail(DS_IO, EPERM, "%s: belongs to another user; repair it as that user", repair->path);
-    return there && !held(repair) ? DS_OK : in_use(repair);
+    return there ? check_unused(repair) : in_use(repair);
 }
 
 /* ---- 3: draft -------------------------------------------------------------------------------------------------- */

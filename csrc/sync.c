@@ -172,6 +172,12 @@ static ds_status redirty(ds_store *store, uint64_t from, uint64_t to) {
     return status;
 }
 
+/* Without a descriptor the sync of a blob did not even begin, which says nothing about the disk. */
+static bool disk_failed(ds_status status) {
+    int error = ds_error_errno();
+    return (status == DS_IO && error != EMFILE && error != ENFILE) || status == DS_FULL;
+}
+
 static ds_status sync_locked(ds_store *store, uint64_t start, uint64_t to) {
     struct ds_control *control = store->control;
     uint64_t from = atomic_load_explicit(&control->synced, memory_order_relaxed);
@@ -199,7 +205,7 @@ static ds_status sync_locked(ds_store *store, uint64_t start, uint64_t to) {
         status = sync_segments(store, from, to);
     if (status == DS_OK)
         atomic_store_explicit(&control->synced, to, memory_order_release);
-    else if (status == DS_IO || status == DS_FULL)
+    else if (disk_failed(status))
         atomic_store_explicit(&control->sync_error, ds_error_errno() ? ds_error_errno() : EIO, memory_order_relaxed);
     atomic_store_explicit(&control->sync_intent, 0, memory_order_relaxed);
     return status;

@@ -82,10 +82,10 @@ METHODS = [
     ),
     Method(
         "failing-calls",
-        "lives with a failing system call: each, once and for ever (T5)",
+        "lives with a failing system call or allocation: each, once and for ever (T5)",
         800,
         r"^(\d+) (?:lives|repairs)",
-        ("faults/test_faults",),
+        ("faults/test_faults", "faults/test_stories"),
     ),
     Method(
         "hostile-logs",

@@ -60,7 +60,8 @@ TESTS = [
     "bit_flips 1 30 100000",
 ]
 FAULTY = [
-    "test_spare"
+    "test_spare",
+    "test_faults",
 ]  # in tests/c/faults, and so linked with an engine whose system calls fail on demand
 
 
@@ -645,6 +646,43 @@ MUTANTS = [
         "spare.c",
         "each segment costs a descriptor",
         ("    ds__os_close(spare->fd);\n", ""),
+    ),
+    # ---- when something fails -------------------------------------------------------------------
+    mutant(
+        "any-failure-is-the-disk's",
+        "sync.c",
+        "a process without descriptors spoils the store for all",
+        ("status == DS_IO && error != EMFILE && error != ENFILE", "status == DS_IO && error != 0"),
+    ),
+    mutant(
+        "large-value-gone-after-damage",
+        "commit.c",
+        "a commit that a rebuild finds whole names a file that is not there",
+        (
+            "    if (status != DS_OK && status != DS_CORRUPT && outline->blobs)",
+            "    if (status != DS_OK && outline->blobs)",
+        ),
+    ),
+    mutant(
+        "doomed-before-it-is-dead",
+        "relocation.c",
+        "compaction removes the file of a key that it failed to give up",
+        ("        pass->blob_count = doomed;", "        (void)doomed;"),
+    ),
+    mutant(
+        "half-a-scan",
+        "cursor.c",
+        "a scan without its segments",
+        ("gone && (status == DS_OK || status == DS_MISSING)", "gone && status == DS_MISSING"),
+    ),
+    mutant(
+        "not-seen-to-be-in-use",
+        "repair.c",
+        "a store is replaced under those who have it open",
+        (
+            "    if (status == DS_MISSING || status == DS_NOT_A_STORE ||",
+            "    if (status != DS_OK ||",
+        ),
     ),
     # ---- checksums -----------------------------------------------------------------------------
     mutant(
@@ -1297,6 +1335,11 @@ NOTICED_BY: dict[str, str] = {
     "spare-kept-on-a-full-disk": "test_spare there_is_none_after_the_disk_was_full",
     "spare-far-too-large-is-taken": "test_spare one_that_is_far_too_large_is_given_back",
     "spare-leaks-its-descriptor": "test_spare it_becomes_the_next_segment",
+    "any-failure-is-the-disk's": "test_sync a_sync_without_descriptors_can_be_tried_again",
+    "large-value-gone-after-damage": "test_sigbus a_large_value_survives_its_index",
+    "doomed-before-it-is-dead": "test_expiry a_compaction_that_runs_full_takes_no_large_value_along",
+    "half-a-scan": "test_races i28_a_scan_that_is_always_overtaken_ends",
+    "not-seen-to-be-in-use": "test_faults a_store_in_use_is_not_repaired_whatever_fails",
     "record-hash-skipped": "test_repair every_intact_commit_is_kept",
     "frame-crc-skipped": "test_damage frames_of_another_history_are_not_accepted",
     "predecessor-not-in-the-crc": "test_damage frames_of_another_history_are_not_accepted",

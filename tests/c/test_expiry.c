@@ -1,5 +1,6 @@
 /* Keys with a time to live. The tests set the clocks themselves: of this process, through the os layer, so no test waits. Where
  * it matters what happens while somebody reads the clock, the linker wraps that call (ld --wrap). */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -220,6 +221,61 @@ static void a_large_value_expires_too(const char *dir) {
     CHECK_OK(ds_close(store));
     CHECK(memcmp(view.data, bytes, size) == 0); /* what was pinned stays */
     ds_unpin(&view);
+    free(bytes);
+}
+
+/* A disk that is full after so many more segments, of the smallest size (ld --wrap). */
+enum { PLENTY = 1000 };
+static unsigned segments_left = PLENTY;
+
+ds_status __real_ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, bool quick,
+                                    struct ds_segment **out);
+ds_status __wrap_ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, bool quick,
+                                    struct ds_segment **out);
+ds_status __wrap_ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, bool quick,
+                                    struct ds_segment **out) {
+    if (segments_left == 0)
+        return ds__fail(DS_FULL, ENOSPC, "no segment is left");
+    if (segments_left < PLENTY) {
+        segments_left--;
+        header->size = DS_SEGMENT_MIN;
+    }
+    return __real_ds__segment_create(segments, header, quick, out);
+}
+
+ds_status __real_ds__segment_from_reserve(struct ds_segments *segments, struct ds_segment_header *header,
+                                          struct ds_segment **out);
+ds_status __wrap_ds__segment_from_reserve(struct ds_segments *segments, struct ds_segment_header *header,
+                                          struct ds_segment **out);
+ds_status __wrap_ds__segment_from_reserve(struct ds_segments *segments, struct ds_segment_header *header,
+                                          struct ds_segment **out) {
+    return segments_left == PLENTY ? __real_ds__segment_from_reserve(segments, header, out)
+                                   : ds__fail(DS_FULL, ENOSPC, "no segment is left");
+}
+
+/* The move that would have given up its key fails on a full disk; what was moved before that goes all the same. */
+static void a_compaction_that_runs_full_takes_no_large_value_along(const char *dir) {
+    ds_store *store = open_store(dir);
+    size_t size = DS_BLOB_FROM + 1000;
+    char *bytes = calloc(1, size), key[16];
+    CHECK(bytes);
+    for (unsigned i = 0; i < 110; i++) {
+        if (i == 55) /* opens a segment of its own */
+            CHECK_OK(ds_put_expiring(store, DS_USER, "blob", 4, bytes, size, 10 * SECOND, NULL));
+        CHECK_OK(ds_put(store, DS_USER, key, (size_t)snprintf(key, sizeof key, "k%u", i), bytes, 1000, NULL));
+    }
+    pass(11);
+    ds__spare_stop(store);
+    segments_left = 1;
+    CHECK_IS(ds__compact(store, true, DS_COMPACT_ALL), DS_FULL);
+    CHECK(stats_of(store).dropped_segments > 0);
+    CHECK_OK(ds_verify(store, NULL));
+    segments_left = PLENTY;
+    CHECK_OK(ds_compact(store));
+    CHECK(!file_exists(dir, "*.blob"));
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_EQ(stats_of(store).keys[DS_USER], 110);
+    CHECK_OK(ds_close(store));
     free(bytes);
 }
 
@@ -659,6 +715,7 @@ int main(int argc, char **argv) {
         TEST(a_batch_expires_at_once),
         TEST(limits_are_checked),
         TEST(a_large_value_expires_too),
+        TEST(a_compaction_that_runs_full_takes_no_large_value_along),
         TEST(the_wall_clock_may_jump_meanwhile),
         TEST(a_reboot_goes_on),
         TEST(a_reboot_with_an_earlier_wall_clock_goes_on_too),

@@ -58,6 +58,15 @@ ds_status __wrap_ds__find(ds_store *store, const struct ds_index *index, uint64_
     return status;
 }
 
+/* Where a scan looks whether it was overtaken. */
+static bool always_overtaken;
+
+bool __real_ds__scan_outdated(const ds_store *store, const struct ds_index *index, const struct ds_moment *moment);
+bool __wrap_ds__scan_outdated(const ds_store *store, const struct ds_index *index, const struct ds_moment *moment);
+bool __wrap_ds__scan_outdated(const ds_store *store, const struct ds_index *index, const struct ds_moment *moment) {
+    return always_overtaken || __real_ds__scan_outdated(store, index, moment);
+}
+
 /* On the way of a read whose segment is not mapped. */
 ds_status __real_ds__segments_get(struct ds_segments *segments, uint64_t start, uint64_t offset,
                                   struct ds_segment **out);
@@ -247,11 +256,34 @@ static void a_writer_keeps_mapped_what_it_has_found(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* Only a hostile process can go on changing the control page while another has the writer lock. It gets no scan that is half
+ * one, and a read-only handle, which cannot take that lock, does not try for ever. */
+static void i28_a_scan_that_is_always_overtaken_ends(const char *dir) {
+    ds_cursor *cursor;
+    ds_value value;
+    ds_bytes key = {"key", 3};
+    ds_options options = options_default();
+    ds_store *store = open_store(dir);
+    put(store, "key", "value");
+    options.read_only = true;
+    ds_store *reader = open_with(dir, options);
+    always_overtaken = true;
+    CHECK_IS(ds_cursor_open(store, DS_USER, &cursor), DS_CORRUPT);
+    CHECK_IS(ds_get_many(store, DS_USER, &key, 1, &value), DS_CORRUPT);
+    CHECK_IS(ds_cursor_open(reader, DS_USER, &cursor), DS_TIMEOUT);
+    CHECK_IS(ds_get_many(reader, DS_USER, &key, 1, &value), DS_TIMEOUT);
+    always_overtaken = false;
+    CHECK_OK(ds_cursor_open(reader, DS_USER, &cursor));
+    ds_cursor_close(cursor);
+    CHECK_OK(ds_close(reader));
+    CHECK_OK(ds_close(store));
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(a_scan_misses_no_key_that_is_put_anew),         TEST(several_keys_are_read_at_one_point),
         TEST(a_reader_that_fell_behind_finds_the_log_again), TEST(a_writer_finds_its_record_while_the_start_moves),
-        TEST(a_writer_keeps_mapped_what_it_has_found),
+        TEST(a_writer_keeps_mapped_what_it_has_found),       TEST(i28_a_scan_that_is_always_overtaken_ends),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }

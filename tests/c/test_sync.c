@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -60,6 +61,27 @@ static void i10_a_failed_sync_is_final_for_all(const char *dir) {
     CHECK_IS(ds_close(other), DS_IO);
     expect_value(store, "key", "told");
     CHECK_IS(ds_close(store), DS_IO);
+}
+
+/* A sync that could not even open its file says nothing about the disk: the next one makes up for it. */
+static void a_sync_without_descriptors_can_be_tried_again(const char *dir) {
+    struct rlimit limit, none;
+    ds_store *store = open_store(dir);
+    size_t size = DS_BLOB_FROM + 1;
+    void *value = calloc(1, size);
+    CHECK(value);
+    CHECK_OK(ds_put(store, DS_USER, "large", 5, value, size, NULL));
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none = limit;
+    none.rlim_cur = 0;
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    CHECK_IS(ds_sync(store), DS_IO);
+    CHECK_EQ(ds_error_errno(), EMFILE);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    CHECK_OK(ds_sync(store));
+    CHECK(stats_of(store).synced == stats_of(store).committed);
+    CHECK_OK(ds_close(store));
+    free(value);
 }
 
 static void die_in_a_sync(ds_store *store) {
@@ -207,6 +229,7 @@ static void i7_a_large_value_is_on_disk_with_its_commit(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {TEST(i10_a_failed_sync_is_final_for_all),
+                                       TEST(a_sync_without_descriptors_can_be_tried_again),
                                        TEST(i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again),
                                        TEST(i7_in_group_mode_a_sync_follows_by_itself),
                                        TEST(i7_an_opener_that_promises_syncs_what_the_dead_left),

@@ -262,6 +262,24 @@ static void a_failing_repair_changes_nothing(const char *dir) {
     repair_with(dir, ENOMEM, false, 4);
 }
 
+/* Whoever cannot look whether a store is in use may not take it for one that is not. */
+static void a_store_in_use_is_not_repaired_whatever_fails(const char *dir) {
+    char *path = check_format("%s/store", dir);
+    ds_store *store = open_store(path);
+    put(store, "key", "value");
+    uint64_t calls = UINT64_MAX;
+    for (uint64_t at = 0; at <= calls; at++) {
+        ds__os_fault_arm(at, EMFILE, false);
+        CHECK(ds_repair(path, NULL) != DS_OK);
+        uint64_t made = ds__os_fault_arm(0, 0, false);
+        if (at == 0)
+            calls = made;
+        CHECK_EQ(check_entries(dir), 3); /* with . and .. */
+    }
+    put(store, "key", "and on");
+    CHECK_OK(ds_close(store));
+}
+
 int main(int argc, char **argv) {
     big = malloc(BIG);
     CHECK(big);
@@ -273,6 +291,7 @@ int main(int argc, char **argv) {
         TEST(no_descriptor_is_left_from_each_call_on),
         TEST(memory_is_out_once_at_each_call),
         TEST(a_failing_repair_changes_nothing),
+        TEST(a_store_in_use_is_not_repaired_whatever_fails),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }

@@ -89,9 +89,9 @@ uint64_t __wrap_ds__os_now_ns(void) {
     static atomic_uint_fast64_t now;
     return now += UINT64_C(2000000000);
 }
-bool __wrap_ds__compaction_overdue(ds_store *store);
-bool __wrap_ds__compaction_overdue(ds_store *store) {
-    (void)store;
+bool __wrap_ds__compaction_overdue(ds_store *store, uint64_t length);
+bool __wrap_ds__compaction_overdue(ds_store *store, uint64_t length) {
+    (void)store, (void)length;
     return false;
 }
 /* The keeper's thread would allocate when it likes. */
@@ -120,7 +120,8 @@ static struct {
 
 /* True if the call did what it was to do; else its status is one that a failure may give, and has a sentence. */
 static bool accept(ds_status status) {
-    static const ds_status typed[] = {DS_IO, DS_FULL, DS_NO_MEMORY, DS_UNSUPPORTED, DS_TIMEOUT, DS_NOT_A_STORE, DS_IN_USE};
+    static const ds_status typed[] = {DS_IO,      DS_FULL,        DS_NO_MEMORY, DS_UNSUPPORTED,
+                                      DS_TIMEOUT, DS_NOT_A_STORE, DS_IN_USE};
     if (status == DS_OK)
         return true;
     CHECK(ds_error()[0] != '\0');
@@ -307,17 +308,19 @@ static ds_repair_report report;
 static bool repaired;
 
 static void repair(const char *path) {
-    repaired = ds_repair(path, &report) == DS_OK;
-    if (!repaired)
-        CHECK_EQ(ds_error_errno(), ENOMEM);
+    memset(&report, 0, sizeof report);
+    ds_status status = ds_repair(path, &report);
+    repaired = accept(status) || strncmp(ds_error(), "repaired", 8) == 0;
 }
 
 static void after_repair(const char *path) {
     if (!repaired)
         CHECK_OK(ds_repair(path, &report)); /* it is all still there */
-    CHECK_EQ(report.lost_blobs, 1);
-    CHECK_EQ(report.damages, 1);
-    check_remove(report.damaged_path);
+    if (report.sequence != 0) {             /* else it is repaired, but not known to be on disk */
+        CHECK_EQ(report.lost_blobs, 1);
+        CHECK_EQ(report.damages, 1);
+    }
+    check_remove(check_format("%s.damaged-1", path));
     ds_store *store = open_store(path);
     for (unsigned i = 0; i < LARGES; i++) {
         char key[16];
@@ -372,10 +375,10 @@ static void prepare_damaged(const char *path) {
     for (size_t i = 0; i < files.count; i++) {
         char *name = files.files[i].name;
         unsigned char *at = memmem(files.files[i].bytes, files.files[i].size, torn, strlen(torn));
-        if (at != NULL && strcmp(name + 16, ".log") == 0) {
+        if (at != NULL && strstr(name, ".log") != NULL) {
             int fd = open(check_format("%s/%s", path, name), O_WRONLY | O_CLOEXEC);
             hit = fd >= 0 && pwrite(fd, "?", 1, at - files.files[i].bytes) == 1 && close(fd) == 0;
-        } else if (!removed && strcmp(name + 16, ".blob") == 0) {
+        } else if (!removed && strstr(name, ".blob") != NULL) {
             CHECK(unlink(check_format("%s/%s", path, name)) == 0);
             removed = true;
         }
@@ -435,8 +438,8 @@ static void tell_all(const char *dir, const struct story *story, int error, bool
         image_unmap(&mapped);
     }
     memcpy(before, &model, sizeof model);
-    uint64_t needed = 0;
-    for (uint64_t at = 0; at <= needed; at += at == 0 ? 1 : every()) { /* first undisturbed */
+    uint64_t needed = 0, lives = 0;
+    for (uint64_t at = 0; at <= needed; at += at == 0 ? 1 : every(), lives++) { /* first undisturbed */
         memcpy(&model, before, sizeof model);
         if (story->prepare != NULL)
             image_write(&seed, path, true);
@@ -446,7 +449,8 @@ static void tell_all(const char *dir, const struct story *story, int error, bool
         if (at == 0)
             needed = made;
     }
-    printf("%llu calls and allocations, error %d %s\n", (unsigned long long)needed, error, forever ? "for ever" : "once");
+    printf("%llu lives of %llu calls and allocations, error %d %s\n", (unsigned long long)lives,
+           (unsigned long long)needed, error, forever ? "for ever" : "once");
     image_free(&seed);
     check_remove(path);
 }
@@ -482,8 +486,9 @@ static void a_repair(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(a_store_that_grows),    TEST(a_long_log_that_is_read_again), TEST(a_read_only_look),
-        TEST(large_values_that_die), TEST(a_repair),
+        TEST(a_store_that_grows), TEST(a_long_log_that_is_read_again),
+        TEST(a_read_only_look),   TEST(large_values_that_die),
+        TEST(a_repair),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }
