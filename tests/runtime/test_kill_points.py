@@ -5,15 +5,21 @@ The named points of a worker are in test_restart.py and test_shared_writes.py.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger
+from hosting import LEDGER, PATIENCE_S, kill, ledger
+from stepping import (
+    COMMIT_POINTS,
+    CommitWatch,
+    attach_to_stopped,
+    kill_traced,
+    step_to,
+    steps,
+    steps_in_the_engine,
+)
 from test_processes import HostProcess
 
 from dora_state._core import Store
@@ -66,75 +72,30 @@ def count_on_record(path: Path) -> int:
         store.close()
 
 
-# Single steps. The tracer is this thread: ptrace belongs to threads.
-
-_ATTACH, _STEP, _PEEK_USER, _WALL = 16, 9, 3, 0x40000000
-_RIP = 128  # of the instruction pointer in what _PEEK_USER reads
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
-_libc.ptrace.restype = ctypes.c_long
 STEPS = 8
 
 
-def trace(request: int, pid: int) -> None:
-    if _libc.ptrace(request, pid, None, None) < 0:
-        number = ctypes.get_errno()
-        if number == 1:
-            pytest.skip("no permission to trace the worker")
-        raise OSError(number, os.strerror(number))
-
-
-def attach_to_stopped(hosted: Hosted, incarnation: int) -> int:
-    """The worker that has stopped itself."""
-    pid = hosted.wait_running(incarnation)["worker_pid"]
-    deadline = time.monotonic() + PATIENCE_S
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    trace(_ATTACH, pid)
-    _, status = os.waitpid(pid, _WALL)
-    while os.WSTOPSIG(status) != signal.SIGTRAP:  # its own SIGSTOP, and the one of attaching
-        trace(_STEP, pid)
-        _, status = os.waitpid(pid, _WALL)
-    return pid
-
-
-def steps(pid: int, count: int) -> None:
-    for _ in range(count):
-        assert step_once(pid)
-
-
-def step_once(pid: int) -> bool:
-    """False if the worker has stopped itself again."""
-    trace(_STEP, pid)
-    _, status = os.waitpid(pid, _WALL)
-    assert os.WIFSTOPPED(status), "it has ended"
-    return os.WSTOPSIG(status) != signal.SIGSTOP
-
-
-def steps_in_the_engine(pid: int) -> tuple[int, int]:
-    """The first and the last step that is made in the engine's code, until the worker stops itself."""
-    low, high = engine_code(pid)
-    inside = []
-    count = 0
-    while step_once(pid):
-        count += 1
-        if low <= _libc.ptrace(_PEEK_USER, pid, _RIP, None) < high:
-            inside.append(count)
-    return inside[0], inside[-1]
-
-
-def engine_code(pid: int) -> tuple[int, int]:
-    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    (code,) = [line for line in maps if "/_core." in line and " r-xp " in line]
-    low, _, high = code.split()[0].partition("-")
-    return int(low, 16), int(high, 16)
-
-
-def kill_traced(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
-    while not os.WIFSIGNALED(os.waitpid(pid, _WALL)[1]):
-        pass
+def test_death_at_the_named_points_of_a_commit_leaves_the_ledger_exact(host):
+    """From word0 on it counts, and its event is not handled again, whatever had still to be done."""
+    rounds = 2 * COMMIT_POINTS
+    last = 2 * len(rounds) + 1
+    hosted = host(kill=",".join(f"before-commit@{n}=stop" for n in range(2, last, 2))).start()
+    incarnation = replayed = 0
+    for n in range(1, last + 1):
+        hosted.send(n - 1)
+        if n % 2 == 0:
+            point = rounds[n // 2 - 1]
+            pid = attach_to_stopped(hosted, incarnation + 1)
+            incarnation = hosted.statuses[-1]["incarnation"]
+            step_to(pid, CommitWatch(hosted.store_path), point)
+            kill_traced(pid)
+            replayed += point == "before-word0"
+        hosted.wait_outputs(n)
+    hosted.finish()
+    assert hosted.texts == ledger(last)
+    assert int(hosted.state()["count"]) == last
+    assert hosted.supervisor.restarts == len(rounds)
+    assert hosted.statuses[-1]["replayed"] == replayed == 2
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the offset of the instruction pointer")

@@ -14,6 +14,10 @@ and with `shared_writes = "commit"` (shared_step.py), around the two stores and 
 
     before-prepare after-prepare after-marker       recover after-claim after-recover
 
+within a commit, where a hook would cost every commit something, tests/runtime/stepping.py stops a worker:
+
+    before-word0 word0 index committed
+
 and in the host, by the number of the event that is with the worker (hand-out: before it is sent):
 
     hand-out after-hand-out   before-fence after-fence   forward after-forward
