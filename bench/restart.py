@@ -6,7 +6,7 @@
     dora      a plain dora node under dora's own restart_policy and one of ours, in one dataflow, killed at the same
               moments: when each has its next event, and which events never arrive
     event     host to worker and back with one save_state of 100 bytes, beside a bare ping-pong of 200 bytes over the
-              same kind of socket between two processes
+              same kind of socket between two processes; both ends on one core, and where the kernel puts them
 
 All clocks are CLOCK_MONOTONIC, which processes share. Compare within one run.
 """
@@ -27,11 +27,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dora_state.runtime.config import SupervisorConfig
-from dora_state.runtime.handover import Handover
 from dora_state.runtime.outputs import Output
 from dora_state.runtime.policy import RestartPolicy
 from dora_state.runtime.restart import Restart
@@ -218,13 +217,7 @@ def lock(quick: bool) -> None:
     print("kill of a worker in a handler to the handler's second attempt.\n")
     print("| who hands over | p50 | p99 |\n| --- | --- | --- |")
     for name, arms in (("the host's interpreter", False), ("the lifeline's thread", True)):
-        arm = Handover.arm
-        if not arms:
-            Handover.arm = lambda *arguments: None
-        try:
-            times = lock_times(kills)
-        finally:
-            Handover.arm = arm
+        times = lock_times(kills, arms=arms)
         print(f"| {name} | {at(times, 0.5):.2f} | {at(times, 0.99):.2f} |")
 
 
@@ -245,7 +238,7 @@ class Operator:
 """
 
 
-def lock_times(kills: int) -> list[float]:
+def lock_times(kills: int, *, arms: bool) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         operator = Path(folder, "operator.py")
         operator.write_text(DIES.format(path=f"{folder}/killed", pause_s=0.4))
@@ -261,6 +254,8 @@ def lock_times(kills: int) -> list[float]:
             queue_sizes={"in": kills},
         )
         supervisor = Supervisor(config, take)
+        if not arms:
+            supervisor._machine.succession._handover.arm = lambda *arguments: None
         supervisor.load()
         supervisor.start(Path(folder, "store"))
         for _ in range(kills):
@@ -423,20 +418,34 @@ def run_dataflow(folder: Path, logs: dict[str, Log], kills: int) -> dict[str, li
 # One event
 
 
-def event_times(rounds: int) -> list[float]:
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """For this process and those it starts meanwhile: waking an idle one takes longer than an event."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def event_host() -> Iterator[Callable[[], None]]:
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(Path(folder), "fork", 0, 64)
-        times = []
-        for _ in range(rounds):
-            begin = time.perf_counter_ns()
-            host.supervisor.submit(event("plain"))
-            host.supervisor.turn_until_idle()
-            times.append((time.perf_counter_ns() - begin) / 1e3)
-        host.supervisor.close()
-    return times
+        supervisor = Host(Path(folder), "fork", 0, 64).supervisor
+
+        def handle_one() -> None:
+            supervisor.submit(event("plain"))
+            supervisor.turn_until_idle()
+
+        for _ in range(300):  # the spare is born meanwhile
+            handle_one()
+        yield handle_one
+        supervisor.close()
 
 
-def ping_pong_times(rounds: int) -> list[float]:
+@contextlib.contextmanager
+def ping_pong() -> Iterator[Callable[[], None]]:
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
@@ -445,23 +454,42 @@ def ping_pong_times(rounds: int) -> list[float]:
             theirs.send(data)
         os._exit(0)
     theirs.close()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter_ns()
+
+    def exchange() -> None:
         ours.send(bytes(200))
         ours.recv(4096)
-        times.append((time.perf_counter_ns() - begin) / 1e3)
+
+    yield exchange
     ours.close()
     os.waitpid(pid, 0)
-    return times
+
+
+def timed(call: Callable[[], None]) -> float:
+    begin = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - begin) / 1e3
+
+
+def event_times(blocks: int, size: int = 100) -> tuple[list[float], list[float]]:
+    """Of ping-pongs and of events, in turns, so that both meet the same machine."""
+    bare: list[float] = []
+    whole: list[float] = []
+    with ping_pong() as exchange, event_host() as handle_one:
+        for _ in range(blocks):
+            bare += [timed(exchange) for _ in range(size)]
+            whole += [timed(handle_one) for _ in range(size)]
+    return bare, whole
 
 
 def events(quick: bool) -> None:
-    rounds = 500 if quick else 5000
-    bare, whole = ping_pong_times(rounds), event_times(rounds)
+    blocks = 5 if quick else 50
     print("\nOne event, us.\n\n| | best | p50 | p99 |\n| --- | --- | --- | --- |")
-    for name, times in (("bare ping-pong", bare), ("event with one `save_state`", whole)):
-        print(f"| {name} | {min(times):.1f} | {at(times, 0.5):.1f} | {at(times, 0.99):.1f} |")
+    for where, place in (("one core", one_core), ("any core", contextlib.nullcontext)):
+        with place():
+            bare, whole = event_times(blocks)
+        for name, times in (("bare ping-pong", bare), ("event with one `save_state`", whole)):
+            figures = f"{min(times):.1f} | {at(times, 0.5):.1f} | {at(times, 0.99):.1f}"
+            print(f"| {name}, {where} | {figures} |")
 
 
 def main() -> None:

@@ -337,7 +337,6 @@ def test_every_end_publishes_a_terminal_status(host):
     def fail(*args: object) -> None:
         raise RuntimeError("the disk went away")
 
-    hosted.machine._on_message = fail
     hosted.supervisor.workers._on_message = fail
     hosted.send(0)
     with pytest.raises(RuntimeError, match="the disk went away"):

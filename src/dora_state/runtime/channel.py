@@ -28,8 +28,8 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgpack
 
@@ -74,19 +74,32 @@ _PADDING = [b"", *(bytes(n) for n in range(1, 8))]
 Buffer = Any  # anything with the buffer protocol; collections.abc.Buffer needs Python 3.12
 
 
-class Message(NamedTuple):
-    kind: int
-    document: Any
-    buffers: list[memoryview]
-    attempt: int = 0
+class Message:
+    def __init__(
+        self, kind: int, document: Any, buffers: list[memoryview], attempt: int = 0
+    ) -> None:
+        self.kind = kind
+        self.document = document
+        self.buffers = buffers
+        self.attempt = attempt
+
+
+# Making one takes longer than packing with it. Taken out while one is used: `pack` may be called by any thread.
+_packers: list[Any] = []
 
 
 def pack(document: object, other: Callable[[Any], Any] | None = None) -> bytes:
     """`other` turns what msgpack does not know into something that it does."""
-    convert: Callable[[Any], Any] = _pack_other
     if other is not None:
         convert = functools.partial(_pack_other, other=other)
-    return msgpack.packb(document, datetime=True, default=convert)  # type: ignore[no-any-return]
+        return msgpack.packb(document, datetime=True, default=convert)  # type: ignore[no-any-return]
+    try:
+        packer = _packers.pop()
+    except IndexError:
+        packer = msgpack.Packer(datetime=True, default=_pack_other)
+    data: bytes = packer.pack(document)
+    _packers.append(packer)  # one that has raised is not used again
+    return data
 
 
 def _pack_other(content: Any, other: Callable[[Any], Any] | None = None) -> Any:
@@ -199,7 +212,7 @@ class Channel:
                 if sent == len(data):
                     return
                 pieces = [memoryview(data)[sent:]]
-            self._unsent.extend(memoryview(piece) for piece in pieces)
+            self._unsent.extend([memoryview(piece) for piece in pieces])
             self._flush()
 
     def tell_returned(self) -> None:
@@ -231,7 +244,7 @@ class Channel:
 
     # Receiving
 
-    def receive(self) -> Iterator[Message] | None:
+    def receive(self) -> list[Message] | None:
         """One read, and the messages it completed; None at the end of the stream. BlockingIOError:
         nothing there.
         """
@@ -242,20 +255,20 @@ class Channel:
                 return None
             self._body_filled += count
             if self._body_filled < len(self._body):
-                return iter(())
+                return []
             body, self._body = memoryview(self._body).toreadonly(), None
-            return iter((self._parse(*self._body_header, body),))
+            kind, count, attempt, document_size = self._body_header
+            return [self._parse(kind, count, attempt, document_size, body, 0)]
         data = self.socket.recv(_RECEIVE_BYTES)
         if not data:
             return None
         if self._rest:
             data = self._rest + data
             self._rest = b""
-        return iter(self._split(data))
+        return self._split(data)
 
     def _split(self, data: bytes) -> list[Message]:
         messages: list[Message] = []
-        view = memoryview(data)
         at, end = 0, len(data)
         while end - at >= _HEADER_BYTES:
             kind, count, attempt, document_size, body_size = _HEADER.unpack_from(data, at)
@@ -264,27 +277,35 @@ class Channel:
                 if body_size > _RECEIVE_BYTES:
                     self._body = bytearray(body_size)
                     self._body_filled = end - body_at
-                    self._body[: self._body_filled] = view[body_at:]
+                    self._body[: self._body_filled] = memoryview(data)[body_at:]
                     self._body_header = (kind, count, attempt, document_size)
                     return messages
                 break
+            messages.append(self._parse(kind, count, attempt, document_size, data, body_at))
             at = body_at + body_size
-            messages.append(self._parse(kind, count, attempt, document_size, view[body_at:at]))
         if at < end:
             self._rest = data[at:]
         return messages
 
     def _parse(
-        self, kind: int, count: int, attempt: int, document_size: int, body: memoryview
+        self,
+        kind: int,
+        count: int,
+        attempt: int,
+        document_size: int,
+        data: bytes | memoryview,
+        at: int,
     ) -> Message:
-        at = 8 * count
-        document = unpack(body[at : at + document_size])
+        """The message whose body begins at `at`."""
+        sizes_at = at
+        at += 8 * count
+        document = unpack(data[at : at + document_size])
         buffers: list[memoryview] = []
         if count:
-            sizes = _SIZES[count].unpack_from(body)
+            view = memoryview(data)
             at += document_size + -document_size % 8
-            for size in sizes:
-                buffers.append(body[at : at + size])
+            for size in _SIZES[count].unpack_from(data, sizes_at):
+                buffers.append(view[at : at + size])
                 at += size + -size % 8
         if kind & SHARED:
             kind &= ~SHARED

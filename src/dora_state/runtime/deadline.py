@@ -17,7 +17,7 @@ import time
 
 from dora_state.runtime import channel
 from dora_state.runtime.handle import Worker
-from dora_state.runtime.policy import RestartPolicy
+from dora_state.runtime.policy import PHASES, RestartPolicy
 from dora_state.runtime.workers import Workers
 
 log = logging.getLogger("dora_state.supervisor")
@@ -26,11 +26,19 @@ ABORT_S = 1.0
 _WHERE = {"start": "__init__", "restore": "restore_state", "event": "on_event"}
 
 
+def earlier(one: float | None, other: float | None) -> float | None:
+    """Of two times, of which one may never come."""
+    if one is None or other is None:
+        return one if other is None else other
+    return min(one, other)
+
+
 class Deadline:
     """Of what the current worker is doing, if it is doing anything."""
 
     def __init__(self, policy: RestartPolicy, workers: Workers) -> None:
-        self._policy = policy
+        self._kills = policy.kill_hung
+        self._seconds = {phase: policy.deadline(phase) for phase in PHASES}
         self._workers = workers
         self._worker: Worker | None = None
         self._phase = ""
@@ -44,7 +52,7 @@ class Deadline:
         self._worker, self._phase = worker, phase
         if self._aborted:
             return
-        seconds = self._policy.deadline(phase)
+        seconds = self._seconds[phase]
         self._began = time.monotonic()
         self.due = self._began + seconds if seconds else None
 
@@ -67,7 +75,7 @@ class Deadline:
             self._workers.kill(worker)
             return False
         self.passed += 1
-        kills = self._phase in self._policy.kill_hung
+        kills = self._phase in self._kills
         log.warning(
             "the operator has been in %s for %.3g s without an output%s",
             *(_WHERE[self._phase], now - self._began, "; it is killed" if kills else ""),

@@ -11,10 +11,10 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from dora_state.runtime import channel, value
+from dora_state.runtime.value import Value
 
 QUEUE_SIZE = 10  # dora's default
 QUEUE_BYTES = 16 << 20
@@ -26,23 +26,31 @@ DROPPED = "dropped, as the buffer was full"
 DEAD = "a dead letter, as it failed the operator too often"
 
 
-@dataclass
 class Event:
     """One event, taken apart. A replay sends the same bytes, so the content is the same."""
 
-    type: str
-    id: str | None
-    packed: bytes  # the event without its value
-    value: value.Value | None
-    size_bytes: int
-    number: int = 0  # given when it is first handed to a worker
-    attempt: int = 1
-    conflicts: int = 0  # attempts among these that ended in a conflict, for which nobody is charged
-    letter: int = 0  # the dead letter that it was; its commit deletes that
-    dropped: bool = field(default=False, repr=False)
-    _pieces: list[channel.Buffer] | None = field(default=None, repr=False)
-    _framed: int = field(default=0, repr=False)  # for which attempt
-    on_over: Callable[[str], None] | None = field(default=None, repr=False)
+    def __init__(
+        self,
+        type: str,
+        id: str | None,
+        packed: bytes,
+        value: Value | None,
+        size_bytes: int,
+        letter: int = 0,
+    ) -> None:
+        self.type = type
+        self.id = id
+        self.packed = packed  # the event without its value
+        self.value = value
+        self.size_bytes = size_bytes
+        self.number = 0  # given when it is first handed to a worker
+        self.attempt = 1
+        self.conflicts = 0  # attempts that ended in one, for which nobody is charged
+        self.letter = letter  # the dead letter that it was; its commit deletes that
+        self.dropped = False
+        self._pieces: list[channel.Buffer] | None = None
+        self._framed = 0  # for which attempt
+        self.on_over: Callable[[str], None] | None = None
 
     def over(self, how: str) -> None:
         """Tell who handed it in that it needs no more handling: DONE, DROPPED, DEAD."""

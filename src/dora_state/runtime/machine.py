@@ -35,7 +35,7 @@ from dora_state.errors import StateError
 from dora_state.runtime import channel, killpoint, outputs, policy, step
 from dora_state.runtime.config import SupervisorConfig
 from dora_state.runtime.dead_letter import LetterBox
-from dora_state.runtime.deadline import Deadline
+from dora_state.runtime.deadline import Deadline, earlier
 from dora_state.runtime.delivery import Delivery
 from dora_state.runtime.handle import Worker, import_error
 from dora_state.runtime.inputs import InputBuffer
@@ -158,27 +158,28 @@ class Machine:
     # What the loop calls
 
     def timeout(self) -> float | None:
-        times = self.stopping.dues()
-        if self.state in (State.WAITING, State.DEGRADED):
-            times.append(self._start_at)
-        times += [due for due in (self.hang.due, self.workers.births.due) if due is not None]
+        due = earlier(self.hang.due, self.workers.births.due)
+        due = earlier(due, self.stopping.due)
+        if self.state is State.WAITING or self.state is State.DEGRADED:
+            due = earlier(due, self._start_at)
         if self._wants_spare():
-            times.append(self.workers.spare_not_before)
-        return max(0.0, min(times) - time.monotonic()) if times else None
+            due = earlier(due, self.workers.spare_not_before)
+        return None if due is None else max(0.0, due - time.monotonic())
 
     def run_timers(self) -> None:
         now = time.monotonic()
         if self.stopping.check(now) and self.state is not State.ENDED:
             self._cut_off()
-        self.workers.births.check(now)
+        if self.workers.births.due is not None:
+            self.workers.births.check(now)
         if self.hang.check(now):
             self.publish()
-        if self.state in (State.WAITING, State.DEGRADED) and now >= self._start_at:
+        if (self.state is State.WAITING or self.state is State.DEGRADED) and now >= self._start_at:
             self.start_worker()  # (5)
 
     def advance(self) -> None:
         """Do what can be done now: stop, hand out the next event, make a spare."""
-        if self.state in (State.STOPPING, State.ENDED):
+        if self.state is State.STOPPING or self.state is State.ENDED:
             return
         if self.stopping.is_wanted:
             self.stopping.begin_grace()
@@ -235,13 +236,13 @@ class Machine:
     def _on_message(self, each: Worker, message: channel.Message) -> None:
         if each is not self.succession.current:
             return  # it was replaced, and has no say
-        if message.kind == channel.OUTPUT:
-            self.hang.extend()
-            self.delivery.take_output(outputs.from_message(message, each.channel.types))
-        elif message.kind == channel.DONE:
+        if message.kind == channel.DONE:
             number, status, _ = message.document
             self._on_done(each, number, status)
             self._restarts.finish(each)
+        elif message.kind == channel.OUTPUT:
+            self.hang.extend()
+            self.delivery.take_output(outputs.from_message(message, each.channel.types))
         elif message.kind == channel.READY:
             self._on_ready(each, message.document)
         elif message.kind == channel.RESTORING:

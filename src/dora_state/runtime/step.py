@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from dora_state._core import RUNTIME, Store
 from dora_state.errors import FormatError
@@ -32,12 +32,20 @@ _VERSION = 1
 CONTINUE, STOP, STOP_ALL = range(3)
 
 
-class Step(NamedTuple):
-    number: int = 0
-    incarnation: int = 0
-    status: int = CONTINUE
-    outputs: int = 0
-    letter: int = 0  # the dead letter that the event was: not on record, but deleted with it
+class Step:
+    def __init__(
+        self,
+        number: int = 0,
+        incarnation: int = 0,
+        status: int = CONTINUE,
+        outputs: int = 0,
+        letter: int = 0,
+    ) -> None:
+        self.number = number
+        self.incarnation = incarnation
+        self.status = status
+        self.outputs = outputs
+        self.letter = letter  # that the event was: not on record, but deleted with it
 
     def pack(self) -> bytes:
         return _LAYOUT.pack(_VERSION, self.status, self.outputs, self.number, self.incarnation)
@@ -64,6 +72,9 @@ def read(store: Store) -> Step:
     return Step(number, incarnation, status, outputs)
 
 
+_lock = threading.Lock()  # one for all, as a process has one handler at a time
+
+
 class Stage:
     """The saves of one handler until its commit.
 
@@ -78,23 +89,22 @@ class Stage:
         self.output_bytes = 0
         self.is_open = True
         self._changes: dict[str, bytes | None] = {}  # None: deleted
-        self._lock = threading.Lock()
 
     def put(self, key: str, value: bytes | None) -> bool:
         """Stage a save, or a deletion (None). False: the handler is over."""
-        with self._lock:
+        with _lock:
             if self.is_open:
                 self._changes[key] = value
             return self.is_open
 
     def forget(self, key: str) -> None:
         """Drop what is staged for a key, because a newer value of it was committed by itself."""
-        with self._lock:
+        with _lock:
             self._changes.pop(key, None)
 
     def close(self) -> dict[str, bytes | None]:
         """End the stage and hand over what was saved."""
-        with self._lock:
+        with _lock:
             self.is_open = False
             changes, self._changes = self._changes, {}
             return changes
@@ -113,7 +123,7 @@ def commit(store: Store, changes: dict[str, bytes | None], step: Step | None = N
     batch: Any = store._batch()
     fill(batch, changes)
     if step is not None:
-        batch.put(KEY, step.pack(), keyspace=RUNTIME)
+        batch.put(KEY, step.pack(), RUNTIME)
         if step.letter:
-            batch.delete(letter_key(step.letter), keyspace=RUNTIME)
+            batch.delete(letter_key(step.letter), RUNTIME)
     batch.commit()

@@ -78,9 +78,10 @@ class Stopping:
         self.begin_grace()
         self._last_call = None
 
-    def dues(self) -> list[float]:
+    @property
+    def due(self) -> float | None:
         """When `check` is to be called."""
-        return [due for due in (self._last_call, self._deadline) if due is not None]
+        return self._deadline if self._last_call is None else self._last_call  # which is before it
 
     def check(self, now: float) -> bool:
         """True, once: the grace is over."""

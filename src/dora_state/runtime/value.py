@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dora_state.runtime import channel, slots
 from dora_state.runtime.slots import LARGE, Slot
@@ -33,15 +33,25 @@ _VAR64 = -8
 MakeSlot = Callable[[int], Slot | None]
 
 
-class Value(NamedTuple):
-    head: tuple[Any, ...]
-    buffers: Sequence[Any]
-    type_number: int | None = None
-    slot: Slot | None = None  # where the buffers are, if they are in shared memory
+class Value:
+    def __init__(
+        self,
+        head: tuple[Any, ...],
+        buffers: Sequence[Any],
+        type_number: int | None = None,
+        slot: Slot | None = None,
+    ) -> None:
+        self.head = head
+        self.buffers = buffers
+        self.type_number = type_number
+        self.slot = slot  # where the buffers are, if they are in shared memory
 
     @property
     def size_bytes(self) -> int:
-        return sum(memoryview(buffer).nbytes for buffer in self.buffers)
+        size = 0
+        for buffer in self.buffers:
+            size += len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
+        return size
 
 
 class _Types:
@@ -101,16 +111,15 @@ def encode(value: Any, *, copy: bool, make_slot: MakeSlot | None = None) -> Valu
     if make_slot is not None and taken.size_bytes > LARGE:
         slot = make_slot(sum(slots.aligned(memoryview(each).nbytes) for each in taken.buffers))
         if slot is not None:
-            return taken._replace(buffers=slot.fill(taken.buffers), slot=slot)
+            return Value(taken.head, slot.fill(taken.buffers), taken.type_number, slot)
     return _copied(taken) if copy else taken
 
 
 def _copied(taken: Value) -> Value:
     if taken.head[0] not in (BYTES, ARROW):
         return taken  # its buffers were made just now
-    return taken._replace(
-        buffers=[each if isinstance(each, bytes) else bytes(each) for each in taken.buffers]
-    )
+    buffers = [each if isinstance(each, bytes) else bytes(each) for each in taken.buffers]
+    return Value(taken.head, buffers, taken.type_number, taken.slot)
 
 
 def _take_apart(value: Any, make_slot: MakeSlot | None) -> Value:

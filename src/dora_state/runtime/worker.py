@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import importlib.util
 import logging
 import os
 import socket
@@ -32,7 +31,6 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +45,7 @@ from dora_state.runtime import (
     channel,
     holdings,
     killpoint,
+    loading,
     process,
     reload,
     shared_step,
@@ -65,11 +64,8 @@ log = logging.getLogger("dora_state.operator")
 
 FAILED_EXIT = 70  # EX_SOFTWARE
 HELD_OUTPUT_BYTES = 256 << 20
-_SPARE_MIB = 64
 _BEGUN = struct.Struct("<Q")  # in the lifeline's note: see lifeline.h
 _BEGUN_AT = 496
-# An operator's `handover`: its successor is built when it is gone, descriptors and all, or as soon as it is dead.
-GONE, DEAD = "gone", "dead"
 
 
 @dataclass(frozen=True)
@@ -129,12 +125,6 @@ def run(birth: Birth, config: WorkerConfig) -> NoReturn:
         os._exit(code)
 
 
-def file_signature(path: str) -> tuple[int, int]:
-    """Changes when the file does."""
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size
-
-
 class Worker:
     def __init__(
         self, host: channel.Channel, config: WorkerConfig, number: int, *, late: bool = False
@@ -189,23 +179,25 @@ class Worker:
                 self.host.send(channel.HOLDS, channel.pack(self._holdings()))
 
     def _import(self) -> ModuleType:
-        signature = file_signature(self.config.operator)
+        signature = loading.file_signature(self.config.operator)
         before = process.footprint()
         self._baseline = holdings.descriptors()
-        with _no_bytecode(self.number == 1):
+        with loading.no_bytecode(self.number == 1):
             path = Path(self.config.operator)
-            module = load(path, self.number, class_name=self.config.class_name)
+            module = loading.load(path, self.number, class_name=self.config.class_name)
         report = {
             "pid": os.getpid(),
             "signature": signature,
-            "why_late": _why_late(before, process.footprint(), holdings.beyond(self._baseline)),
+            "why_late": loading.why_late(
+                before, process.footprint(), holdings.beyond(self._baseline)
+            ),
         }
         self.host.send(channel.IMPORTED, channel.pack(report))
         return module
 
     def _holdings(self) -> list[str]:
         """What a successor's `__init__` has to wait for."""
-        if getattr(self.operator, "handover", GONE) == DEAD:
+        if getattr(self.operator, "handover", loading.GONE) == loading.DEAD:
             return []
         return holdings.beyond(self._baseline)
 
@@ -285,7 +277,7 @@ class Worker:
         if self.shared is not None:
             self.shared.close()
             self.shared = None
-        if _shared_writes(cls) == shared_writes.COMMIT:
+        if loading.shared_writes_of(cls) == shared_writes.COMMIT:
             self.shared = SharedSteps(self.store, self.config.node_id)
         for name in ("save_state", "delete_state"):
             if not hasattr(cls, name):
@@ -497,7 +489,9 @@ class Worker:
         self.host.send(channel.RELOADED, channel.pack(failure))
 
     def _load_again(self, name: str) -> ModuleType:
-        return load(Path(self.config.operator), name=name, class_name=self.config.class_name)
+        return loading.load(
+            Path(self.config.operator), name=name, class_name=self.config.class_name
+        )
 
     def _take_fields(self, operator: Any) -> None:
         """The fields of the new class go on with what the old one had. Raises if they cannot."""
@@ -518,83 +512,12 @@ class Worker:
             self.store.close()
 
 
-@contextlib.contextmanager
-def _no_bytecode(first: bool) -> Iterator[None]:
-    """A file that turns out to be no operator must not leave a __pycache__ behind, and only the first
-    import finds that out.
-    """
-    before = sys.dont_write_bytecode
-    sys.dont_write_bytecode = before or first
-    try:
-        yield
-    finally:
-        sys.dont_write_bytecode = before
-
-
 def _offer(message: channel.Message) -> dict[str, Any]:
     """What START says. One that a lifeline has sent carries the predecessor's note."""
     offer: dict[str, Any] = message.document
     if message.buffers:
         offer.update(channel.unpack_note(message.buffers[0]))
     return offer
-
-
-def load(
-    path: Path, number: int = 0, name: str | None = None, class_name: str = "Operator"
-) -> ModuleType:
-    """Import an operator's file as dora does: its folder on sys.path, under the file's name, or anew
-    under the name that it has already.
-    """
-    killpoint.reach("import", number)
-    folder = str(path.parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    if name is None:
-        # operator.py must not replace the standard module of that name.
-        name = path.stem if path.stem not in sys.modules else f"dora_operator_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise OperatorError(f"{path} cannot be imported as Python; the file name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.argv = [str(path)]
-    spec.loader.exec_module(module)
-    cls = getattr(module, class_name, None)
-    if not isinstance(cls, type):
-        raise OperatorError(
-            f"{path} has no class {class_name}; "
-            "define one with a method on_event(self, event, send_output)"
-        )
-    if not callable(getattr(cls, "on_event", None)):
-        raise OperatorError(
-            f"{path}: class {class_name} has no method on_event; "
-            "define on_event(self, event, send_output)"
-        )
-    if _shared_writes(cls) not in shared_writes.MODES:
-        raise OperatorError(
-            f"{path}: {class_name}.shared_writes is {_shared_writes(cls)!r:.80}; "
-            f"use one of {', '.join(map(repr, shared_writes.MODES))}"
-        )
-    handover = getattr(cls, "handover", GONE)
-    if handover not in (GONE, DEAD):
-        raise OperatorError(
-            f"{path}: {class_name}.handover is {handover!r:.80}; use {GONE!r} or {DEAD!r}"
-        )
-    return module
-
-
-def _shared_writes(cls: Any) -> Any:
-    return getattr(cls, "shared_writes", shared_writes.AT_ONCE)
-
-
-def _why_late(before: process.Footprint, after: process.Footprint, held: list[str]) -> str:
-    """What importing the operator's file has taken that two processes should not have at once."""
-    if held:
-        return f"opened {', '.join(held)}"
-    if after.threads > before.threads:
-        return f"started {after.threads - before.threads} threads"
-    grown = (after.resident_bytes - before.resident_bytes) >> 20
-    return f"took {grown} MiB of memory" if grown >= _SPARE_MIB else ""
 
 
 def _as_dora(content: Any) -> Any:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dora_state.runtime import channel, process, value, worker
+from dora_state.runtime import channel, loading, process, value
 from dora_state.runtime.births import Births
 from dora_state.runtime.handle import Worker
 from dora_state.runtime.poller import READ, WRITE, Poller
@@ -30,6 +30,7 @@ from dora_state.runtime.zygote import Zygote
 log = logging.getLogger("dora_state.supervisor")
 
 _END_PATIENCE_S = 1.0
+_TOLD_ON = (channel.DONE, channel.OUTPUT)  # what comes with every event is looked for first
 _RETURNED_AT_ONCE = 16  # slots; fewer wait for the next event
 _SPARE_BACKOFF_S = (1.0, 30.0)
 
@@ -161,7 +162,7 @@ class Workers:
 
     def _file_signature(self) -> tuple[int, ...] | None:
         try:
-            return worker.file_signature(str(self._operator))
+            return loading.file_signature(str(self._operator))
         except OSError:
             return None
 
@@ -210,9 +211,9 @@ class Workers:
             with contextlib.suppress(OSError):
                 each.channel.flush()
             self.watch_room(each)
-        self._read(each, everything=False)
+        self._read(each, False)
 
-    def _read(self, each: Worker, *, everything: bool) -> None:
+    def _read(self, each: Worker, everything: bool) -> None:
         """Take in what has arrived: one read, or, from a dead worker, all there is."""
         while True:
             try:
@@ -236,7 +237,9 @@ class Workers:
                 return
 
     def _take_in(self, each: Worker, message: channel.Message) -> None:
-        if message.kind == channel.TYPE:
+        if message.kind in _TOLD_ON:
+            self._on_message(each, message)
+        elif message.kind == channel.TYPE:
             value.learn_type(each.channel, message.document)
         elif message.kind == channel.IMPORTED:
             each.pid = message.document["pid"]
@@ -329,7 +332,7 @@ class Workers:
         if each.noticed_end is None:
             each.noticed_end = each.report[2] if each.report else time.monotonic()
         self._on_end(each)
-        self._read(each, everything=True)
+        self._read(each, True)
         self._unregister(each.channel.socket)
         each.channel.close()
         if each is not self._spare or not self.ever_imported:

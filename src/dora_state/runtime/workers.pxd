@@ -1,0 +1,39 @@
+# What is a field and a call of C in the compiled workers.py: see CMakeLists.txt.
+
+cimport cython
+
+from dora_state.runtime.channel cimport Message
+from dora_state.runtime.handle cimport Worker
+
+
+@cython.final
+cdef class Workers:
+    cdef dict __dict__  # what a test puts in the place of a method
+    cdef unsigned long long _incarnation
+    cdef object _store
+    cdef readonly bint ever_imported
+    cdef bint _closing
+    cdef object _operator
+    cdef object _poller
+    cdef object _memory
+    cdef bint _has_spare
+    cdef public object _on_message
+    cdef object _on_end
+    cdef object _on_death
+    cdef object _on_gone
+    cdef object _on_reaped
+    cdef readonly object births
+    cdef object _tokens
+    cdef readonly dict _alive
+    cdef dict _unreaped
+    cdef readonly Worker _spare
+    cdef bint _imports_late
+    cdef object _eventfd
+    cdef double _spare_backoff_s
+    cdef readonly double spare_not_before
+
+    cdef bint wants_spare(self)
+    cpdef watch_room(self, Worker to)
+    cdef _on_socket(self, Worker each)
+    cdef _read(self, Worker each, bint everything)
+    cdef _take_in(self, Worker each, Message message)
