@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -163,6 +164,22 @@ def test_every_module_is_in_the_tables():
     assert wanted - in_tables("architecture.md") == set()
     runtime = {path.name for path in (PACKAGE / "runtime").glob("*.py")} - {"__init__.py"}
     assert runtime - in_tables("runtime.md") == set()
+
+
+def compiled() -> set[str]:
+    """The files of the runtime that CMakeLists.txt has Cython compile."""
+    (names,) = re.findall(r"foreach\(module ([^)]*)\)", (SOURCES / "CMakeLists.txt").read_text())
+    return set(names.split())
+
+
+def test_what_is_told_of_a_compiled_file_belongs_to_one():
+    """A .pxd beside a file that is not compiled would say nothing, and nobody would see that."""
+    runtime = PACKAGE / "runtime"
+    assert {path.stem for path in runtime.glob("*.pxd")} <= compiled()
+    assert compiled() <= {path.stem for path in runtime.glob("*.py")}
+    for name in compiled():
+        module = importlib.import_module(f"dora_state.runtime.{name}")
+        assert not module.__file__.endswith(".py"), f"{name} is compiled, but not imported so"
 
 
 def test_the_layers_have_no_cycle():
