@@ -3,6 +3,7 @@
     python3 tests/coverage.py            builds build/coverage, runs the C tests, prints a table and what is not taken
     python3 tests/coverage.py --all      the table for all files of csrc
     python3 tests/coverage.py --again    from the last run
+    python3 tests/coverage.py --check    and exit 1 if more lines than KNOWN have an untaken branch and no reason
 
 The engine is linked into the tests as it is, and once more with failing system calls (tests/c/faults): what either
 takes counts. What no test takes is listed, with the reason where one is known: the rest is to be done.
@@ -33,13 +34,20 @@ FILES = [
     "relocation.c",
 ]
 FLAGS = "--coverage -O0 -fprofile-update=atomic"
-LEFT_OUT = "large|fuzz|kill_sweep|linearizability|every_instruction|bit_flips|test_faults"  # slow
+LEFT_OUT = "large|fuzz|kill_sweep|linearizability|every_instruction|bit_flips|test_faults|test_stories"  # slow
 
-# Why no test takes a branch of such a line, where that is known.
-REASONS = {
-    " == NULL)": "the C library's memory does not run out here: faults are put into system calls",
-    "count > UINT32_MAX": "needs four billion changes in one commit",
-}
+# Why no test takes a branch of such a line, where that is known: the file, a piece of the line, the reason.
+REASONS = [
+    ("commit.c", "count > UINT32_MAX", "needs four billion changes in one commit"),
+    (
+        "rebuild.c",
+        "end->segment == NULL",
+        "a start was found, so there is a segment, unless the disk gives less at the second reading",
+    ),
+]
+# So many lines have neither a test nor a reason; with a test more, lower it. It is 68 or 69: a few are races, which only some
+# runs take.
+KNOWN = 72
 
 
 def build() -> None:
@@ -59,8 +67,9 @@ def run_tests() -> None:
     command += ["--parallel", str(os.cpu_count() or 1)]
     environment = {**os.environ, "DORA_STATE_TEST_LIMIT_S": "600"}
     subprocess.run([str(word) for word in command], check=True, env=environment)
-    faults = BUILD / "tests" / "c" / "faults" / "test_faults"  # all of it; ctest runs a quarter
-    subprocess.run([str(faults)], check=True, env=environment)
+    for name in ("test_faults", "test_stories"):  # all of it; ctest runs a part
+        program = BUILD / "tests" / "c" / "faults" / name
+        subprocess.run([str(program)], check=True, env=environment)
 
 
 class File:
@@ -108,7 +117,7 @@ def print_untaken(name: str, file: File) -> tuple[int, int]:
     unexplained = 0
     for number in untaken:
         line = text[number - 1].strip()
-        reasons = [why for piece, why in REASONS.items() if piece in line]
+        reasons = [why for file_name, piece, why in REASONS if file_name == name and piece in line]
         unexplained += not reasons
         print(f"{name}:{number}: {line}" + (f"\n    {reasons[0]}" if reasons else ""))
     return len(untaken), unexplained
@@ -118,6 +127,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Line and branch coverage of the engine.")
     parser.add_argument("--all", action="store_true", help="every file of csrc in the table")
     parser.add_argument("--again", action="store_true", help="do not run the tests again")
+    parser.add_argument(
+        "--check", action="store_true", help="fail where more is untaken than known"
+    )
     options = parser.parse_args()
     if not options.again:
         build()
@@ -135,6 +147,9 @@ def main() -> int:
     print(
         f"\n{untaken} lines have a branch that no test takes; for {unexplained} no reason is known"
     )
+    if options.check and unexplained > KNOWN:
+        print(f"{unexplained - KNOWN} more than known: write a test, or a reason in coverage.py")
+        return 1
     return 0
 
 

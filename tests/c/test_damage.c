@@ -367,6 +367,11 @@ static void a_large_value_that_was_never_committed_goes(const char *dir) {
     unsigned char *bytes = malloc(LARGE);
     CHECK(bytes);
     ds_store *store = open_store(path);
+    CHECK_OK(ds_close(store));
+    write_at(orphan, "half of it", 10, 0); /* where there is no other */
+    image_reboot(path);
+    store = open_store(path);
+    CHECK(access(orphan, F_OK) != 0);
     for (int i = 0; i < LARGE_KEYS; i++, key[0]++) {
         memset(bytes, key[0], LARGE);
         CHECK_OK(ds_put(store, DS_USER, key, 1, bytes, LARGE, NULL));

@@ -202,6 +202,38 @@ static void intent_without_a_frame(struct ds_control *control) {
     control->committed = control->intent.end;
 }
 
+static void intent(struct ds_control *control, uint64_t begin, uint64_t end) {
+    control->intent.after = control->tail;
+    control->intent.begin = begin;
+    control->intent.end = end;
+}
+
+static void intent_at_no_word(struct ds_control *control) {
+    intent(control, control->tail.offset + 4, control->tail.offset + 64);
+}
+
+static void intent_within_the_header(struct ds_control *control) {
+    intent(control, control->tail.segment_base + 8, control->tail.offset + 64);
+}
+
+static void intent_beyond_the_segment(struct ds_control *control) {
+    uint64_t end = control->tail.segment_base + control->tail.segment_size;
+    intent(control, end, end + 64);
+}
+
+static void intent_across_the_end(struct ds_control *control) {
+    intent(control, control->tail.offset, control->tail.segment_base + control->tail.segment_size + 8);
+}
+
+static void intent_without_room_for_a_frame(struct ds_control *control) {
+    uint64_t end = control->tail.segment_base + control->tail.segment_size;
+    intent(control, end - 8, end);
+}
+
+static void intent_that_ends_before_it_begins(struct ds_control *control) {
+    intent(control, control->tail.offset, control->tail.offset - 8);
+}
+
 static void more_keys_than_slots(struct ds_control *control) {
     control->tail.keys[DS_USER] = UINT64_MAX / 4;
     control->tail.slots_used = UINT64_MAX / 4;
@@ -219,6 +251,12 @@ static void i28_words_of_the_control_page_are_not_believed(const char *dir) {
         tail_within_the_header,
         tail_at_no_word,
         intent_without_a_frame,
+        intent_at_no_word,
+        intent_within_the_header,
+        intent_beyond_the_segment,
+        intent_across_the_end,
+        intent_without_room_for_a_frame,
+        intent_that_ends_before_it_begins,
         more_keys_than_slots,
         fewer_keys_than_there_are,
     };

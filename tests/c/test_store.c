@@ -1,4 +1,5 @@
 /* One handle, one process: what put, get, delete, commit, expect and the cursor promise. */
+#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -216,10 +217,119 @@ static void a_commit_that_changes_nothing_writes_nothing(const char *dir) {
     CHECK_OK(ds_commit(store, nothing, 2, &sequence));
     CHECK_EQ(sequence, before.sequence);
     CHECK_EQ(stats_of(store).committed, before.committed);
-    ds_change wrong = change_put("a", "2");
-    wrong.kind = (ds_change_kind)9;
-    CHECK_IS(ds_commit(store, &wrong, 1, NULL), DS_INVALID);
+    CHECK_OK(ds_close(store));
+}
+
+/* Every way in refuses it, and every way in is one that changes nothing then. */
+static void what_is_no_change_is_refused(const char *dir) {
+    static const ds_change wrong[] = {
+        {.kind = (ds_change_kind)0, .key = "a", .key_size = 1},
+        {.kind = (ds_change_kind)9, .key = "a", .key_size = 1},
+        {.kind = DS_PUT, .keyspace = DS_KEYSPACES, .key = "a", .key_size = 1},
+        {.kind = DS_DELETE, .key = "a", .key_size = 1, .ttl_ns = 1},
+        {.kind = DS_PUT, .key = "a", .key_size = 1, .ttl_ns = DS_TTL_LIMIT_NS + 1},
+    };
+    ds_store *store = open_store(dir);
+    put(store, "a", "1");
+    for (size_t i = 0; i < CHECK_COUNT(wrong); i++) {
+        ds_change changes[] = {change_put("b", "2"), wrong[i]};
+        CHECK_IS(ds_commit(store, changes, 2, NULL), DS_INVALID);
+        CHECK_IS(ds_try_commit(store, changes, 2, NULL), DS_INVALID);
+    }
     expect_value(store, "a", "1");
+    expect_value(store, "b", NULL);
+    CHECK_OK(ds_close(store));
+    ds_options options = options_default();
+    options.read_only = true;
+    store = open_with(dir, options);
+    CHECK_IS(ds_try_put(store, DS_USER, "a", 1, "2", 1, NULL), DS_READ_ONLY);
+    CHECK_IS(ds_settle(store, NULL), DS_READ_ONLY);
+    CHECK_IS(ds_fence(store, 1, NULL), DS_READ_ONLY);
+    CHECK_OK(ds_close(store));
+}
+
+/* One that would have to wait, for the disk or for another writer, says so and has done nothing. */
+static void a_try_waits_for_nothing(const char *dir) {
+    enum { LARGE = 17 << 20 };
+    char *large = calloc(1, LARGE);
+    CHECK(large);
+    ds_store *store = open_store(dir);
+    uint64_t sequence = 0;
+    ds_change both[] = {change_put("a", "1"), change_put("b", "2")};
+    CHECK_OK(ds_try_commit(store, both, 2, &sequence));
+    CHECK_EQ(sequence, stats_of(store).sequence);
+    CHECK_OK(ds_try_put(store, DS_USER, "a", 1, "1", 1, NULL));
+    CHECK_IS(ds_try_put(store, DS_USER, "a", 1, large, LARGE, NULL), DS_TIMEOUT);
+    ds_change late[] = {change_put("a", "2"), change_expect("b", sequence + 1)};
+    CHECK_IS(ds_try_commit(store, late, 2, NULL), DS_CONFLICT);
+    ds_options options = options_default();
+    options.durability = DS_COMMIT;
+    ds_store *durable = open_with(dir, options);
+    CHECK_IS(ds_try_put(durable, DS_USER, "a", 1, "2", 1, NULL), DS_TIMEOUT);
+    expect_value(store, "a", "1");
+    CHECK_OK(ds_close(durable));
+    CHECK_OK(ds_close(store));
+    free(large);
+}
+
+static unsigned count_blobs(const char *dir) {
+    glob_t found;
+    char *pattern = check_format("%s/*.blob", dir);
+    unsigned count = glob(pattern, 0, NULL, &found) == 0 ? (unsigned)found.gl_pathc : 0;
+    if (count > 0)
+        globfree(&found);
+    return count;
+}
+
+/* Large values, small ones, a delete and an expectation in one commit; the empty key twice. */
+static void a_mixed_batch_counts_whole_or_leaves_no_file(const char *dir) {
+    enum { LARGE = 17 << 20, SMALL = 20 };
+    char *large = calloc(1, LARGE);
+    ds_change changes[SMALL + 6];
+    CHECK(large);
+    ds_store *store = open_store(dir);
+    uint64_t at = put(store, "there", "1");
+    for (int wrong = 1; wrong >= 0; wrong--) {
+        size_t count = 0;
+        changes[count++] =
+            (ds_change){.kind = DS_PUT, .key = "large", .key_size = 5, .value = large, .value_size = LARGE};
+        changes[count++] = change_delete("there");
+        changes[count++] = change_expect("there", at + (uint64_t)wrong);
+        changes[count++] = change_put("", "first");
+        changes[count++] = change_put("", "last");
+        changes[count] = change_put("small", "2");
+        changes[count].expect = true; /* 0: it is not there */
+        count++;
+        for (int i = 0; i < SMALL; i++) /* more than are planned on the stack */
+            changes[count++] = change_put("other", "3");
+        CHECK_IS(ds_commit(store, changes, count, NULL), wrong ? DS_CONFLICT : DS_OK);
+        CHECK_EQ(count_blobs(dir), !wrong);
+        expect_value(store, "small", wrong ? NULL : "2");
+        expect_value(store, "there", wrong ? "1" : NULL);
+        expect_value(store, "", wrong ? NULL : "last");
+    }
+    expect_bytes(store, DS_USER, "large", 5, large, LARGE);
+    CHECK_OK(ds_close(store));
+    free(large);
+}
+
+static void a_frame_has_a_limit(const char *dir) {
+    enum { COUNT = 1200, EACH = 60000 }; /* 72 MB of values that are too small for files of their own */
+    static ds_change changes[COUNT];
+    static char keys[COUNT][8], bytes[EACH];
+    for (int i = 0; i < COUNT; i++)
+        changes[i] = (ds_change){.kind = DS_PUT,
+                                 .key = keys[i],
+                                 .key_size = (size_t)snprintf(keys[i], 8, "%d", i),
+                                 .value = bytes,
+                                 .value_size = EACH};
+    ds_store *store = open_store(dir);
+    uint64_t before = put(store, "7", "small");
+    CHECK_IS(ds_commit(store, changes, COUNT, NULL), DS_TOO_LARGE);
+    CHECK_EQ(stats_of(store).sequence, before);
+    expect_value(store, "7", "small");
+    CHECK_OK(ds_commit(store, changes, COUNT / 2, NULL));
+    CHECK_OK(ds_verify(store, NULL));
     CHECK_OK(ds_close(store));
 }
 
@@ -513,6 +623,10 @@ int main(int argc, char **argv) {
         TEST(expectations_decide),
         TEST(a_key_named_twice_takes_its_last_change),
         TEST(a_commit_that_changes_nothing_writes_nothing),
+        TEST(what_is_no_change_is_refused),
+        TEST(a_try_waits_for_nothing),
+        TEST(a_mixed_batch_counts_whole_or_leaves_no_file),
+        TEST(a_frame_has_a_limit),
         TEST(a_large_batch_is_one_commit),
         TEST(a_batch_without_room_in_a_segment_is_refused_whole),
         TEST(a_value_stays_as_it_was_read),
