@@ -45,8 +45,8 @@ REASONS = [
         "a start was found, so there is a segment, unless the disk gives less at the second reading",
     ),
 ]
-# So many lines have neither a test nor a reason; with a test more, lower it. It is 68 or 69: a few are races, which only some
-# runs take.
+# So many lines have neither a test nor a reason; with a test more, lower it. Now it is 69, or a few less or more: some
+# branches are races, which not every run takes.
 KNOWN = 72
 
 
