@@ -879,6 +879,60 @@ MUTANTS = [
     ),
     # ---- compaction and sync -----------------------------------------------------------------------
     mutant(
+        "compaction-never-overdue",
+        "compaction.c",
+        "puts are faster than the disk, and the log takes all of it",
+        (
+            "           2 * tail->live_bytes + 4 * size + tail->segment_blobs;",
+            "           UINT64_MAX - size - copied;",
+        ),
+    ),
+    mutant(
+        "compaction-overdue-two-segments-late",
+        "compaction.c",
+        "the log takes twice the live data and six segments",
+        (
+            "           2 * tail->live_bytes + 4 * size + tail->segment_blobs;",
+            "           2 * tail->live_bytes + 6 * size + tail->segment_blobs;",
+        ),
+    ),
+    mutant(
+        "compaction-overdue-at-four-times",
+        "compaction.c",
+        "the log takes four times the live data",
+        (
+            "           2 * tail->live_bytes + 4 * size + tail->segment_blobs;",
+            "           4 * tail->live_bytes + 4 * size + tail->segment_blobs;",
+        ),
+    ),
+    mutant(
+        "overdue-in-vain",
+        "commit.c",
+        "a put that finds compaction overdue does not wait for it",
+        (
+            "    while (status == DS_OK && ds__compaction_overdue(store, outline->bound)) {",
+            "    while (status != DS_OK && ds__compaction_overdue(store, outline->bound)) {",
+        ),
+    ),
+    mutant(
+        "overdue-overlooked-by-a-try",
+        "commit.c",
+        "puts that never wait let the log grow",
+        (
+            "        ds__writer_leave(store);\n        if (at_once)\n",
+            "        if (at_once)\n            break;\n        ds__writer_leave(store);\n        if (at_once)\n",
+        ),
+    ),
+    mutant(
+        "compaction-due-two-segments-late",
+        "compaction.c",
+        "the keeper begins when puts have to wait already",
+        (
+            "log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + 2 * tail->segment_size;",
+            "log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + 4 * tail->segment_size;",
+        ),
+    ),
+    mutant(
         "compaction-drops-before-the-sync",
         "compaction.c",
         "the power goes, and neither the old segments nor the moved records are there",
@@ -1357,6 +1411,12 @@ NOTICED_BY: dict[str, str] = {
     "any-control-page-is-believed": "test_damage the_control_page_of_another_boot_blocks_nothing",
     "index-published-empty": "every_store 1 1 /dev/shm 7",
     "index-growth-loses-a-slot": "every_store 1 1 /dev/shm 7",
+    "compaction-never-overdue": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
+    "compaction-overdue-two-segments-late": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
+    "compaction-overdue-at-four-times": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
+    "overdue-in-vain": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
+    "overdue-overlooked-by-a-try": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
+    "compaction-due-two-segments-late": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
     "compaction-drops-before-the-sync": "power_loss 4000 1",
     "compaction-drops-unread-what-is-named": "test_store compaction_changes_nothing_but_the_room",
     "compaction-forgets-the-last-batch": "test_store compaction_changes_nothing_but_the_room",
