@@ -267,11 +267,15 @@ static ds_status enter(ds_store *store, const struct outline *outline, bool at_o
     ds_status status = ds__writer_enter_within(store, timeout_ms);
     while (status == DS_OK && ds__compaction_overdue(store, outline->bound)) {
         ds__writer_leave(store);
-        if (at_once)
+        if (at_once) {
+            ds__keeper_ask(store); /* it may have found another at it, who died since */
             return ds__fail(DS_TIMEOUT, 0, "%s: this commit has to wait for the disk", store->directory.path);
+        }
         uint64_t start = atomic_load_explicit(&control->start, memory_order_relaxed);
         atomic_fetch_add_explicit(&control->waits, 1, memory_order_relaxed);
-        (void)ds__compact(store, true, DS_COMPACT_DUE);
+        /* Whoever is at it may be stopped: one commit has waited for that, and none will until this handle has compacted. */
+        if (ds__compact(store, true, DS_COMPACT_DUE) != DS_OK)
+            atomic_store_explicit(&store->compacting_fails, true, memory_order_relaxed);
         status = ds__writer_enter_within(store, timeout_ms);
         if (atomic_load_explicit(&control->start, memory_order_relaxed) == start)
             break;

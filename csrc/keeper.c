@@ -83,8 +83,10 @@ void ds__keeper_ask(ds_store *store) {
         return;
     if (atomic_exchange_explicit(&store->keeper_asked, true, memory_order_acq_rel))
         return;
-    if (ds__keeper_start(store) != DS_OK)
-        return; /* without it, writers compact when it is overdue */
+    if (ds__keeper_start(store) != DS_OK) { /* without it, writers compact when it is overdue */
+        atomic_store_explicit(&store->keeper_asked, false, memory_order_relaxed); /* the next commit tries again */
+        return;
+    }
     /* Either it sees that it was asked, or it sleeps by the time that the lock is ours. Woken under the lock, it would wait for
      * that again. */
     pthread_mutex_lock(&store->keeper_mutex);

@@ -107,14 +107,15 @@ static void drop_below(struct ds_segments *segments, uint64_t start) {
     memcpy(new->items, old->items + first, (count - first) * sizeof new->items[0]);
     new->count = count - first;
     new->older = old;
-    for (uint32_t i = 0; i < first; i++) {
-        old->items[i]->next_limbo = segments->limbo;
-        segments->limbo = old->items[i];
-    }
     /* Sequentially consistent, as is the read of `active` after it: a call that is not counted there yet will load this
      * table. */
     atomic_store_explicit(&segments->table, new, memory_order_seq_cst);
     atomic_store_explicit(&segments->start, start, memory_order_relaxed);
+    /* After that: a child that is forked in between would give them up twice. */
+    for (uint32_t i = 0; i < first; i++) {
+        old->items[i]->next_limbo = segments->limbo;
+        segments->limbo = old->items[i];
+    }
 }
 
 static bool nobody_inside(struct ds_segments *segments) {
@@ -124,6 +125,7 @@ static bool nobody_inside(struct ds_segments *segments) {
 
 void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
     struct ds_segment *limbo = NULL;
+    struct ds_segment_table *older = NULL;
     if (pthread_mutex_trylock(&segments->changing) != 0)
         return;
     if (start > atomic_load_explicit(&segments->start, memory_order_relaxed))
@@ -132,10 +134,11 @@ void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
     if (nobody_inside(segments) && (segments->fenced || ds__os_fence_threads()) && nobody_inside(segments)) {
         limbo = atomic_exchange_explicit(&segments->limbo, NULL, memory_order_relaxed);
         struct ds_segment_table *table = segments->table;
-        free_tables(table->older);
+        older = table->older;
         table->older = NULL;
     }
     pthread_mutex_unlock(&segments->changing);
+    free_tables(older);
     /* Out of the mutex, which a writer that opens a segment needs: the file goes with its last mapping, and that may take the
      * time of some transfers to the disk. */
     unpin_all(limbo);

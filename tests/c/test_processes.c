@@ -424,6 +424,35 @@ static void who_waits_too_long_is_told_for_what(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* Whoever compacts stops for ever: one put waits for it until it has waited long enough, and no other does. When it is dead, the
+ * next that is asked compacts, also if only puts that never wait come by. */
+static void a_stopped_compaction_delays_one_put(const char *dir) {
+    static const char value[4000];
+    ds_options options = options_default();
+    options.lock_timeout_ms = 50;
+    ds_store *store = open_with(dir, options);
+    _Atomic bool *is = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(is != MAP_FAILED);
+    held lock = {dir, offsetof(struct ds_control, compact_lock), is};
+    pid_t pid = check_spawn(hold_a_lock, &lock);
+    while (!*is)
+        usleep(100);
+    for (int i = 0; i < 3000; i++)
+        CHECK_OK(ds_put(store, DS_USER, "k", 1, value, sizeof value, NULL));
+    CHECK_EQ(stats_of(store).waits, 1);
+    CHECK_OK(ds_close(store));
+
+    store = open_with(dir, options); /* it has not waited yet */
+    CHECK_IS(ds_try_put(store, DS_USER, "k", 1, value, sizeof value, NULL), DS_TIMEOUT);
+    CHECK(kill(pid, SIGKILL) == 0);
+    CHECK(waitpid(pid, NULL, 0) == pid);
+    while (ds_try_put(store, DS_USER, "k", 1, value, sizeof value, NULL) != DS_OK)
+        usleep(100);
+    CHECK_EQ(stats_of(store).waits, 1);
+    CHECK_OK(ds_close(store));
+    munmap((void *)is, 4096);
+}
+
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "--after-exec") == 0) {
         live_after_exec(argv[2]);
@@ -437,6 +466,7 @@ int main(int argc, char **argv) {
         TEST(a_reader_beside_a_writer_never_sees_half_a_batch),
         TEST(a_stopped_writer_blocks_writers_only),
         TEST(who_waits_too_long_is_told_for_what),
+        TEST(a_stopped_compaction_delays_one_put),
         TEST(i5_exec_leaves_nothing_of_a_store_behind),
         TEST(another_pid_namespace_is_refused_while_we_are_here),
         TEST(a_store_that_is_closed_goes_to_another_namespace),
