@@ -919,8 +919,23 @@ MUTANTS = [
         "commit.c",
         "puts that never wait let the log grow",
         (
-            "        ds__writer_leave(store);\n        if (at_once)\n",
-            "        if (at_once)\n            break;\n        ds__writer_leave(store);\n        if (at_once)\n",
+            "        ds__writer_leave(store);\n        if (at_once) {\n",
+            "        if (at_once)\n            break;\n        ds__writer_leave(store);\n        if (at_once) {\n",
+        ),
+    ),
+    mutant(
+        "refused-put-asks-nobody",
+        "commit.c",
+        "a put that never waits is refused for ever",
+        ("            ds__keeper_ask(store); /* it may", "            /* it may"),
+    ),
+    mutant(
+        "stopped-compaction-forgotten",
+        "commit.c",
+        "each put waits for a compaction that is stopped",
+        (
+            "            atomic_store_explicit(&store->compacting_fails, true, memory_order_relaxed);\n        status",
+            "            ;\n        status",
         ),
     ),
     mutant(
@@ -1416,6 +1431,8 @@ NOTICED_BY: dict[str, str] = {
     "compaction-overdue-at-four-times": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
     "overdue-in-vain": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
     "overdue-overlooked-by-a-try": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
+    "refused-put-asks-nobody": "test_processes a_stopped_compaction_delays_one_put",
+    "stopped-compaction-forgotten": "test_processes a_stopped_compaction_delays_one_put",
     "compaction-due-two-segments-late": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
     "compaction-drops-before-the-sync": "power_loss 4000 1",
     "compaction-drops-unread-what-is-named": "test_store compaction_changes_nothing_but_the_room",

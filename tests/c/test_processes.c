@@ -437,8 +437,10 @@ static void a_stopped_compaction_delays_one_put(const char *dir) {
     pid_t pid = check_spawn(hold_a_lock, &lock);
     while (!*is)
         usleep(100);
-    for (int i = 0; i < 3000; i++)
+    for (int i = 0; i < 3000; i++) {
         CHECK_OK(ds_put(store, DS_USER, "k", 1, value, sizeof value, NULL));
+        CHECK(stats_of(store).waits <= 1);
+    }
     CHECK_EQ(stats_of(store).waits, 1);
     CHECK_OK(ds_close(store));
 
@@ -446,8 +448,10 @@ static void a_stopped_compaction_delays_one_put(const char *dir) {
     CHECK_IS(ds_try_put(store, DS_USER, "k", 1, value, sizeof value, NULL), DS_TIMEOUT);
     CHECK(kill(pid, SIGKILL) == 0);
     CHECK(waitpid(pid, NULL, 0) == pid);
-    while (ds_try_put(store, DS_USER, "k", 1, value, sizeof value, NULL) != DS_OK)
+    for (int i = 0; ds_try_put(store, DS_USER, "k", 1, value, sizeof value, NULL) != DS_OK; i++) {
+        CHECK(i < 100000);
         usleep(100);
+    }
     CHECK_EQ(stats_of(store).waits, 1);
     CHECK_OK(ds_close(store));
     munmap((void *)is, 4096);
