@@ -82,6 +82,7 @@ static inline void ds__tail_store(struct ds_tail *to, const struct ds_tail *from
     typedef uint64_t __attribute__((may_alias)) word;
     enum { OFTEN = offsetof(struct ds_tail, segment_base) / sizeof(word), ALL = sizeof *to / sizeof(word) };
     word differ = 0;
+#pragma GCC unroll 16 /* left a loop otherwise, because of the atomics */
     for (size_t i = 0; i < OFTEN; i++)
         __atomic_store_n((word *)to + i, ((const word *)from)[i], __ATOMIC_RELAXED);
     for (size_t i = OFTEN; i < ALL; i++)

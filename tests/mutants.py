@@ -708,8 +708,8 @@ MUTANTS = [
         "format.c",
         "a frame may follow any other",
         (
-            "    } head = {offset, word0, frame->sequence, before, frame->count};",
-            "    } head = {offset, word0, frame->sequence, 0 * before, frame->count};",
+            "(uint64_t)frame->count << 32 | before};",
+            "(uint64_t)frame->count << 32 | 0 * before};",
         ),
     ),
     mutant(
@@ -726,8 +726,8 @@ MUTANTS = [
         "format.c",
         "a frame is valid wherever its sequence fits",
         (
-            "    } head = {offset, word0, frame->sequence, before, frame->count};",
-            "    } head = {0 * offset, word0, frame->sequence, 0 * before, frame->count};",
+            "    uint64_t head[4] = {offset, word0, frame->sequence, (uint64_t)frame->count << 32 | before};",
+            "    uint64_t head[4] = {0 * offset, word0, frame->sequence, (uint64_t)frame->count << 32 | 0 * before};",
         ),
     ),
     # ---- recovery from the log -------------------------------------------------------------------
