@@ -124,6 +124,8 @@ class Stream(Generic[_T]):
         """The next thing; None when there will be no more."""
         taker: Future[_T | None] = Future()
         with self._lock:
+            while self._takers and self._takers[0].cancelled():  # timed out
+                self._takers.popleft()
             self._takers.append(taker)
             self._serve()
             has_room = self._was_full and self._bytes <= self._limit_bytes

@@ -110,10 +110,15 @@ class OperatorUnderTest:
     def kill(self, signal: int = signals.SIGKILL) -> None:
         """End the operator's process, and wait until its successor has restored the state.
 
-        Raises OperatorError if there is none, with the crash that prevented it.
+        Raises OperatorError if there is no process, or no successor: with the crash that prevented it.
         """
         before = self.host.status
-        os.kill(before["worker_pid"], signal)
+        pid = before["worker_pid"]
+        if not pid:  # 0 would be our own process group
+            raise OperatorError(
+                f"the operator has no process: it is {before['state']}; kill it while it is running"
+            )
+        os.kill(pid, signal)
         self._wait_restarted(before)
 
     def _wait_restarted(self, before: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import textwrap
 from pathlib import Path
 
@@ -182,3 +183,15 @@ def test_an_error_in_the_block_is_the_one_that_is_seen(counter, tmp_path):
     with pytest.raises(ZeroDivisionError), run_operator(counter, tmp_path) as op:
         op.kill_at("event")
         raise ZeroDivisionError
+
+
+def test_an_operator_without_a_process_cannot_be_killed(tmp_path):
+    """Its pid is told as 0, which os.kill() takes for everybody in our process group."""
+    path = write(
+        tmp_path, "class Operator:\n    def on_event(self, event, send):\n        return 1\n"
+    )
+    with run_operator(path, tmp_path) as op:
+        op.send("number", 1)
+        op.host.wait_status(lambda status: status["state"] == "ended", 20)
+        with pytest.raises(OperatorError, match="no process: it is ended"):
+            op.kill(signal.SIGCONT)

@@ -14,7 +14,7 @@ happened. So the successor first writes the marker anew: (2) expects the marker'
     marker     key "step/<node id>" in the RUNTIME keyspace of the shared store
                16 bytes the worker, at random; 8 bytes the number of the event. Zeros: none yet
     prepare    key "prepare": the same 24 bytes, then msgpack of
-               [path of the shared store, step record, {key: value or nil}]
+               [path of the shared store, step record, {key: value or nil}, number of the dead letter or 0]
 
 Both stores must be there for that. After a power loss each has a prefix of its own, unless both are durable at once
 (`--durability commit`).
