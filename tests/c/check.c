@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -61,18 +63,41 @@ char *check_format(const char *format, ...) {
     return text;
 }
 
+static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *where) {
+    (void)status, (void)kind, (void)where;
+    return remove(path);
+}
+
+/* Removes a directory when this process has ended, of whatever. Its child, so that nobody waits for it by mistake. */
+static void remove_at_the_end(const char *path) {
+    pid_t owner = getpid();
+    fflush(NULL);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        if (fork() != 0)
+            _exit(0);
+        setsid();
+        syscall(SYS_close_range, 0u, ~0u, 0u); /* whoever reads our output waits for its end */
+        struct pollfd end = {.fd = (int)syscall(SYS_pidfd_open, owner, 0), .events = POLLIN};
+        if (end.fd >= 0 || errno == ESRCH) {
+            while (end.fd >= 0 && poll(&end, 1, -1) < 0)
+                ;
+            nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+        }
+        _exit(0);
+    }
+    CHECK(waitpid(pid, NULL, 0) == pid);
+}
+
 char *check_directory(const char *parent) {
     if (!parent)
         parent = getenv("TMPDIR");
     char *path = check_format("%s/dora-state-XXXXXX", parent && *parent ? parent : "/tmp");
     if (!mkdtemp(path))
         check_fail(__FILE__, __LINE__, "cannot make %s: %s", path, strerror(errno));
+    remove_at_the_end(path);
     return path;
-}
-
-static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *where) {
-    (void)status, (void)kind, (void)where;
-    return remove(path);
 }
 
 unsigned check_entries(const char *directory) {

@@ -1,6 +1,11 @@
 /* Every status has a name and a sentence, and no number outside the table passes for one. */
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "check.h"
 
@@ -41,12 +46,24 @@ static void the_error_names_the_path(const char *dir) {
     free(path);
 }
 
+static void makes_a_directory_and_is_killed(void *dir) {
+    FILE *file = fopen(check_format("%s/file", check_directory(dir)), "w");
+    CHECK(file && fclose(file) == 0);
+    raise(SIGKILL);
+}
+
+static void a_killed_test_leaves_no_directory(const char *dir) {
+    pid_t pid = check_spawn(makes_a_directory_and_is_killed, (void *)(uintptr_t)dir);
+    CHECK(waitpid(pid, NULL, 0) == pid);
+    while (check_entries(dir) > 2) /* . and .. */
+        usleep(1000);
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(every_status_has_a_name_and_a_text),
-        TEST(a_number_outside_the_table_has_no_name),
-        TEST(there_is_no_error_before_the_first_failure),
-        TEST(the_error_names_the_path),
+        TEST(every_status_has_a_name_and_a_text),         TEST(a_number_outside_the_table_has_no_name),
+        TEST(there_is_no_error_before_the_first_failure), TEST(the_error_names_the_path),
+        TEST(a_killed_test_leaves_no_directory),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }
