@@ -10,6 +10,7 @@ import random
 import signal
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 from hosting import LEDGER, kill, kill_at_random, ledger, wait_file, wait_gone
@@ -700,18 +701,24 @@ def test_an_init_that_always_fails_stops_if_that_is_wanted(host, caplog):
     assert "3 restarts without a committed event" in caplog.text
 
 
-@pytest.mark.parametrize("max_restarts", [0, 100], ids=["unlimited", "many"])
-def test_start_returns_when_the_operator_has_failed_often_but_not_for_good(
-    host, tmp_path, caplog, max_restarts
-):
-    """The rest of the dataflow must not wait for it: dora starts no node before all are there."""
-    trouble = tmp_path / "trouble"
+def troubled(folder: Path) -> tuple[str, Path]:
+    """An operator whose start fails for as long as the file is there."""
+    trouble = folder / "trouble"
     trouble.touch()
     source = LEDGER.replace(
         "def __init__(self):",
         "def __init__(self):\n            import os\n"
         f"            assert not os.path.exists({str(trouble)!r})",
     )
+    return source, trouble
+
+
+@pytest.mark.parametrize("max_restarts", [0, 100], ids=["unlimited", "many"])
+def test_start_returns_when_the_operator_has_failed_often_but_not_for_good(
+    host, tmp_path, caplog, max_restarts
+):
+    """The rest of the dataflow must not wait for it: dora starts no node before all are there."""
+    source, trouble = troubled(tmp_path)
     policy = RestartPolicy(
         max_restarts=max_restarts, restart_delay=0.001, max_restart_delay=0.01, restart_window=0.0
     )
@@ -725,13 +732,7 @@ def test_start_returns_when_the_operator_has_failed_often_but_not_for_good(
 
 
 def test_a_degraded_operator_comes_back_when_its_trouble_is_over(host, tmp_path):
-    trouble = tmp_path / "trouble"
-    trouble.touch()
-    source = LEDGER.replace(
-        "def __init__(self):",
-        "def __init__(self):\n            import os\n"
-        f"            assert not os.path.exists({str(trouble)!r})",
-    )
+    source, trouble = troubled(tmp_path)
     policy = RestartPolicy(max_restarts=1, restart_delay=0.001, degraded_retry=0.001)
     hosted = host(source, policy=policy).start()
     hosted.wait(lambda: any(status["state"] == "degraded" for status in hosted.statuses))
