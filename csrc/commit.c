@@ -351,13 +351,19 @@ ds_status ds_commit(ds_store *store, const ds_change *changes, size_t count, uin
     return status;
 }
 
+/* Field by field: zeros over the whole in large pieces would make who reads a field wait. */
 static ds_change one_put(uint8_t keyspace, const void *key, size_t key_size, const void *value, size_t value_size) {
-    return (ds_change){.kind = DS_PUT,
-                       .keyspace = keyspace,
-                       .key = key,
-                       .key_size = key_size,
-                       .value = value,
-                       .value_size = value_size};
+    ds_change change;
+    change.kind = DS_PUT;
+    change.keyspace = keyspace;
+    change.expect = false;
+    change.expected = 0;
+    change.key = key;
+    change.key_size = key_size;
+    change.value = value;
+    change.value_size = value_size;
+    change.ttl_ns = 0;
+    return change;
 }
 
 ds_status ds_put(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, const void *value,

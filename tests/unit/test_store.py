@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dora_state import Entry, Store, _core
-from dora_state.errors import Conflict
+from dora_state.errors import Conflict, StoreClosed
 
 
 @pytest.fixture
@@ -109,6 +109,31 @@ def test_an_update_is_one_commit(store):
     sequence = store.update([("a", b"1"), ("b", b"2")])
     assert store.entry("a") == Entry(b"1", sequence)
     assert store.entry("b") == Entry(b"2", sequence)
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 65])
+def test_an_update_of_any_length_is_one_commit(store, count):
+    pairs = [(f"key {number}", b"%d" % number) for number in range(count)]
+    before = store.put("x", b"")
+    assert store.update([*pairs, (pairs[0][0], b"last")]) == before + 1
+    assert store["key 0"] == b"last"
+    assert store.get_many([key for key, _ in pairs[1:]]) == dict(pairs[1:])
+
+
+@pytest.mark.parametrize(
+    ("pair", "error"),
+    [(("\udc80", b""), ValueError), ((1, b""), TypeError), (("b", "text"), TypeError)],
+)
+def test_an_update_that_is_refused_writes_nothing(store, pair, error):
+    with pytest.raises(error):
+        store.update([("a", b"1"), pair])
+    assert dict(store) == {}
+
+
+def test_an_update_of_a_closed_store_is_refused(store):
+    store.close()
+    with pytest.raises(StoreClosed):
+        store.update([("a", b"1")])
 
 
 def test_an_update_takes_what_a_dict_takes(store):

@@ -2,6 +2,7 @@
 
 cdef enum:
     FEW = 64  # changes in a commit for which the GIL is kept
+    LITTLE = 16  # of which update() keeps on the stack
 
 
 cdef Batch _new_batch(Store store):
@@ -144,6 +145,45 @@ cdef class Batch:
         self.room = room
         self.bytes = size
         raise error
+
+
+cdef inline bint _point(ds_change *change, object key, object value) noexcept:
+    """At what is borrowed, while nothing of Python runs. False: these need a Batch."""
+    cdef Py_ssize_t key_size = 0
+    cdef const char *c_key
+    if not PyUnicode_Check(key) or not PyBytes_CheckExact(value) or PyBytes_GET_SIZE(value) >= LARGE // LITTLE:
+        return False
+    c_key = PyUnicode_AsUTF8AndSize(key, &key_size)
+    if c_key is NULL:
+        PyErr_Clear()  # the Batch says what is wrong with it
+        return False
+    change.kind = DS_PUT
+    change.keyspace = DS_USER
+    change.expect = False
+    change.expected = 0
+    change.key = c_key
+    change.key_size = key_size
+    change.value = PyBytes_AS_STRING(value)
+    change.value_size = PyBytes_GET_SIZE(value)
+    change.ttl_ns = 0
+    return True
+
+
+cdef uint64_t _put_little(Store store, list pairs) noexcept:
+    """A few pairs in one commit, from the stack: without a Batch, a reference and an allocation. 0: they need one."""
+    cdef ds_change changes[LITTLE]
+    cdef Py_ssize_t count = len(pairs), i
+    cdef object pair
+    cdef uint64_t sequence = 0
+    if not 0 < count <= LITTLE:
+        return 0
+    for i in range(count):
+        pair = pairs[i]
+        if type(pair) is not tuple or len(<tuple>pair) != 2:
+            return 0
+        if not _point(&changes[i], (<tuple>pair)[0], (<tuple>pair)[1]):
+            return 0
+    return sequence if ds_try_commit(store.handle, changes, count, &sequence) == DS_OK else 0
 
 
 cdef bint _add_pairs(Batch batch, list pairs) except -1:

@@ -316,8 +316,14 @@ cdef class Store:
 
     def update(self, other=(), /, **more):
         """Puts all of these in one commit and returns its sequence."""
-        cdef Batch batch = _new_batch(self)
+        cdef Batch batch
         cdef object key, value
+        cdef uint64_t sequence = 0
+        if not more and type(other) is list:
+            sequence = _put_little(self, <list>other)
+            if sequence != 0:
+                return sequence
+        batch = _new_batch(self)
         if not more and type(other) is list and _add_pairs(batch, <list>other):
             return batch.commit()
         if more or not PyDict_CheckExact(other):
