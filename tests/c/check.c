@@ -110,6 +110,17 @@ unsigned check_entries(const char *directory) {
     return count;
 }
 
+unsigned check_mappings(const char *below) {
+    unsigned count = 0;
+    char line[4096];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    CHECK(maps);
+    while (fgets(line, sizeof line, maps))
+        count += strstr(line, below) != NULL;
+    fclose(maps);
+    return count;
+}
+
 void check_remove(const char *path) {
     nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }

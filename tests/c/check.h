@@ -59,6 +59,8 @@ int check_main(int argc, char **argv, const check_test *tests, size_t count);
 char *check_directory(const char *parent);
 void check_remove(const char *path);           /* a file, or a directory and all below it */
 unsigned check_entries(const char *directory); /* how many there are, with . and .. */
+/* How many mappings of this process are of files below that path. */
+unsigned check_mappings(const char *below);
 __attribute__((format(printf, 1, 2))) char *check_format(const char *format, ...); /* to be freed by the caller */
 
 /* Forks; the child runs `role(context)` and exits 0. check_join() fails unless the child did just that. */

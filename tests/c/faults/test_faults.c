@@ -127,17 +127,6 @@ static void run_life(const char *path, struct model *model) {
     }
 }
 
-static unsigned count_mappings(const char *below) {
-    unsigned count = 0;
-    char line[4096];
-    FILE *maps = fopen("/proc/self/maps", "r");
-    CHECK(maps);
-    while (fgets(line, sizeof line, maps))
-        count += strstr(line, below) != NULL;
-    fclose(maps);
-    return count;
-}
-
 /* One life with call number `at` failing. Returns how many calls it made. */
 static uint64_t one(const char *dir, uint64_t at, int error, bool forever) {
     static struct model model;
@@ -148,7 +137,7 @@ static uint64_t one(const char *dir, uint64_t at, int error, bool forever) {
     run_life(path, &model);
     uint64_t calls = ds__os_fault_arm(0, 0, false);
     CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
-    CHECK_EQ(count_mappings(path), 0);
+    CHECK_EQ(check_mappings(path), 0);
     ds_store *store = open_store(path);
     check_model(store, &model);
     /* A failed sync is for ever, on purpose; it must not be what hides a later success. */

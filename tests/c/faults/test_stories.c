@@ -389,17 +389,6 @@ static void prepare_damaged(const char *path) {
 
 /* ---- telling them ------------------------------------------------------------------------------------------------ */
 
-static unsigned count_mappings(const char *below) {
-    unsigned count = 0;
-    char line[4096];
-    FILE *maps = fopen("/proc/self/maps", "r");
-    CHECK(maps);
-    while (fgets(line, sizeof line, maps))
-        count += strstr(line, below) != NULL;
-    fclose(maps);
-    return count;
-}
-
 /* Once with failure number `at`. Returns how many there could be. */
 static uint64_t tell(const struct story *story, const char *path, uint64_t at, int error, bool forever) {
     unsigned descriptors = check_entries("/proc/self/fd");
@@ -409,7 +398,7 @@ static uint64_t tell(const struct story *story, const char *path, uint64_t at, i
     uint64_t needed = ds__os_fault_arm(0, 0, false);
     CHECK_EQ(held, before);
     CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
-    CHECK_EQ(count_mappings(path), 0);
+    CHECK_EQ(check_mappings(path), 0);
     if (story->afterwards != NULL)
         story->afterwards(path);
     ds_store *store = open_store(path);
