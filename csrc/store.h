@@ -174,9 +174,9 @@ struct ds_plan {
  * new segment. */
 ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, const struct ds_plan *plans, size_t count,
                      uint64_t length, bool fresh);
-/* Do these plans need a segment with features that the present one lacks? */
 /* The size of the segment that a commit of `length` bytes opens; 0: it goes into the last one. Under the writer lock. */
 uint64_t ds__segment_needed(const ds_store *store, uint64_t length);
+/* Do these plans need a segment with features that the present one lacks? */
 bool ds__needs_fresh(ds_store *store, const struct ds_plan *plans, size_t count);
 /* What of a plan lies in the record's value, behind the expiry. */
 const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size);

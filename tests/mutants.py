@@ -1025,6 +1025,59 @@ MUTANTS = [
             "    if (status == DS_OK && before < to && before > to)\n        status = raise_floor",
         ),
     ),
+    mutant(
+        "clean-floor-not-durable",
+        "sync.c",
+        "after a power loss a store that was closed is not known to have been",
+        (", clean ? DS_FLOOR_CLEAN : 0, clean);", ", clean ? DS_FLOOR_CLEAN : 0, false);"),
+    ),
+    mutant(
+        "clean-floor-before-its-data",
+        "sync.c",
+        "the power goes in a close, and the floor speaks of what is not on disk",
+        (
+            "    status = sync_locked(store, start, to);\n    ds__leave(store);\n",
+            "    if (clean)\n        (void)raise_floor(store, to, sequence, DS_FLOOR_CLEAN, true);\n    clean = false;\n"
+            "    status = sync_locked(store, start, to);\n    ds__leave(store);\n",
+        ),
+    ),
+    mutant(
+        "covered-sync-hides-the-error",
+        "sync.c",
+        "who asks for what an earlier sync covers is not told that the disk has failed",
+        (
+            " >= to &&\n        atomic_load_explicit(&control->sync_error, memory_order_relaxed) == 0)",
+            " >= to)",
+        ),
+    ),
+    mutant(
+        "tidy-oldest-first",
+        "recovery.c",
+        "a recovery that dies leaves a gap between torn segments",
+        (
+            "    for (size_t i = files->count; status == DS_OK && i-- > rebuild->end.segments;)\n",
+            "    for (size_t i = rebuild->end.segments; status == DS_OK && i < files->count; i++)\n",
+        ),
+    ),
+    mutant(
+        "leftovers-newest-first",
+        "recovery.c",
+        "a recovery that dies leaves a gap before the start of the log",
+        (
+            "    ds_status status = unlink_segments(store, files, 0, files->first);\n",
+            "    ds_status status = DS_OK;\n    for (size_t i = files->first; status == DS_OK && i-- > 0;)\n"
+            "        status = unlink_segments(store, files, i, i + 1);\n",
+        ),
+    ),
+    mutant(
+        "changes-tells-relocations",
+        "changes.c",
+        "what compaction moved is told as if it had been put again",
+        (
+            "        if (ds__frame_type(frame->word0) != DS_FRAME_COMMIT ||",
+            "        if (ds__frame_type(frame->word0) == DS_FRAME_HEAD ||",
+        ),
+    ),
     # ---- locks, handles, rules of a commit -----------------------------------------------------------
     mutant(
         "lock-not-robust",
@@ -1308,6 +1361,12 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "clean-floor-not-durable": "test_sync i7_a_clean_close_says_so_of_what_is_on_disk",
+    "clean-floor-before-its-data": "test_sync i7_a_clean_close_says_so_of_what_is_on_disk",
+    "covered-sync-hides-the-error": "test_sync i10_a_failed_sync_is_final_for_all",
+    "tidy-oldest-first": "test_damage i11_torn_segments_go_newest_first",
+    "leftovers-newest-first": "test_damage i11_segments_before_the_start_go_oldest_first",
+    "changes-tells-relocations": "test_changes what_compaction_moves_is_no_change",
     "floor-believed-unchecked": "test_damage i13_a_torn_floor_leaves_the_one_before",
     "moved-blobs-removed": "test_store i17_a_large_value_outlives_compactions",
     "group-never-syncs": "test_sync i7_in_group_mode_a_sync_follows_by_itself",

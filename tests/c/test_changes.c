@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "store.h"
 #include "store_help.h"
 
 static uint64_t put_number(ds_store *store, const char *key, unsigned number) {
@@ -82,6 +83,41 @@ static void changes_cross_segments_and_end_in_compacted(const char *dir) {
     CHECK_EQ(told.sequence, early + PUTS);
     ds_unpin(&told.value);
     ds_changes_close(changes);
+    CHECK_OK(ds_close(store));
+}
+
+static void put_and_die(void *dir) {
+    char value[1000] = "busy";
+    ds_store *store = open_store(dir);
+    put(store, "still", "here");
+    for (unsigned i = 0; i < 70; i++) /* the first segment holds 60 of them */
+        CHECK_OK(ds_put(store, DS_USER, "busy", 4, value, sizeof value, NULL));
+}
+
+/* After an unclean end the next sequence is far ahead of the last commit's, and until there is a next commit the frames of
+ * compaction carry it: they tell of no commit all the same. */
+static void what_compaction_moves_is_no_change(const char *dir) {
+    setenv("DORA_STATE_BOOT_ID", "11111111-1111-1111-1111-111111111111", 1);
+    check_join(check_spawn(put_and_die, (void *)(uintptr_t)dir));
+    setenv("DORA_STATE_BOOT_ID", "22222222-2222-2222-2222-222222222222", 1);
+    ds_store *store = open_store(dir);
+    ds_value busy;
+    CHECK_OK(ds_get(store, DS_USER, "busy", 4, &busy));
+    uint64_t last = busy.sequence;
+    ds_unpin(&busy);
+    ds_changes *early, *late;
+    ds_change_told told;
+    CHECK_OK(ds_changes_open(store, DS_USER, last, &early));
+    CHECK_OK(ds__compact(store, true, DS_COMPACT_TIGHTLY)); /* into the last segment */
+    CHECK(stats_of(store).relocated_bytes > 0 && stats_of(store).sequence > last);
+    CHECK_OK(ds_changes_open(store, DS_USER, last, &late));
+    CHECK_IS(ds_changes_next(early, &told), DS_MISSING);
+    CHECK_IS(ds_changes_next(late, &told), DS_MISSING);
+    uint64_t sequence = put(store, "new", "1");
+    CHECK_EQ(expect_change(early, DS_PUT, "new", "1", true), sequence);
+    CHECK_EQ(expect_change(late, DS_PUT, "new", "1", true), sequence);
+    ds_changes_close(early);
+    ds_changes_close(late);
     CHECK_OK(ds_close(store));
 }
 
@@ -219,8 +255,9 @@ static void a_wait_ends_by_delete_prefix_or_time(const char *dir) {
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(changes_come_in_commit_order),         TEST(changes_cross_segments_and_end_in_compacted),
-        TEST(compact_on_demand_keeps_what_is_live), TEST(many_keys_are_read_at_one_point),
-        TEST(waiters_wake_in_other_processes),      TEST(a_wait_ends_by_delete_prefix_or_time),
+        TEST(what_compaction_moves_is_no_change),   TEST(compact_on_demand_keeps_what_is_live),
+        TEST(many_keys_are_read_at_one_point),      TEST(waiters_wake_in_other_processes),
+        TEST(a_wait_ends_by_delete_prefix_or_time),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }

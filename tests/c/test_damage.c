@@ -418,8 +418,144 @@ static void a_floor_below_the_start_of_the_log_hurts_nothing(const char *dir) {
     free(bytes);
 }
 
+/* ---- I11: what recovery and compaction remove --------------------------------------------------------------------- */
+
+static unsigned removals, die_at; /* of segments; 0: never */
+
+static int by_base(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The bases and sizes of a store's segments, one behind the other: docs/format.md calls anything else damaged. */
+static void expect_unbroken(const char *dir) {
+    enum { MOST = 64 };
+    char *names[MOST];
+    size_t count = 0;
+    DIR *entries = opendir(dir);
+    CHECK(entries);
+    for (struct dirent *entry; (entry = readdir(entries)) != NULL;)
+        if (strstr(entry->d_name, ".log") != NULL && count < MOST)
+            CHECK((names[count++] = check_format("%s", entry->d_name)) != NULL);
+    closedir(entries);
+    qsort(names, count, sizeof *names, by_base);
+    uint64_t end = 0, base;
+    for (size_t i = 0; i < count; i++) {
+        struct stat file;
+        char *path = check_format("%s/%s", dir, names[i]);
+        CHECK(ds__segment_parse_name(names[i], &base) && stat(path, &file) == 0);
+        if (i > 0)
+            CHECK_EQ(base, end);
+        end = base + (uint64_t)file.st_size;
+        free(path);
+        free(names[i]);
+    }
+    CHECK(count > 0);
+}
+
+ds_status __real_ds__os_unlink(const struct ds_directory *directory, const char *name);
+ds_status __wrap_ds__os_unlink(const struct ds_directory *directory, const char *name);
+ds_status __wrap_ds__os_unlink(const struct ds_directory *directory, const char *name) {
+    ds_status status = __real_ds__os_unlink(directory, name);
+    if (status == DS_OK && strstr(name, ".log") != NULL) {
+        removals++;
+        expect_unbroken(directory->path);
+        if (removals == die_at)
+            _exit(0);
+    }
+    return status;
+}
+
+enum { EACH = 400 }; /* keys, in some segments */
+
+static char *each_key(int number) {
+    return check_format("key-%03d", number);
+}
+
+static void put_each_and_die(void *context) {
+    ds_store *store = open_store(context);
+    for (int i = 0; i < EACH; i++)
+        put_filled(store, each_key(i), 'v');
+}
+
+static void only_open(void *context) {
+    (void)open_store(context);
+}
+
+/* Opens it in processes of which each dies after one removal more, until one comes through. How many removals there were. */
+static unsigned open_through_deaths(char *path) {
+    unsigned sum = 0;
+    for (;;) {
+        die_at = removals + 1;
+        check_join(check_spawn(only_open, path));
+        image files = {0};
+        image_map(&files, path);
+        bool opened = false;
+        for (size_t i = 0; i < files.count; i++)
+            opened = opened || strcmp(files.files[i].name, "control") == 0;
+        image_unmap(&files);
+        if (opened)
+            break;
+        sum++;
+        expect_unbroken(path);
+    }
+    die_at = 0;
+    return sum;
+}
+
+/* Behind a torn place segments go newest first: whoever dies at it leaves the beginning of a log. */
+static void i11_torn_segments_go_newest_first(const char *dir) {
+    char *path = check_format("%s/store", dir);
+    check_join(check_spawn(put_each_and_die, path));
+    image_reboot(path);
+    unlink(check_format("%s/floor", path));
+    write_at(check_format("%s/0000000000000000.log", path), "torn", 4, 30000);
+    CHECK(open_through_deaths(path) >= 3);
+    ds_store *store = open_store(path);
+    CHECK_EQ(filled_with(store, each_key(0)), 'v');
+    CHECK_EQ(filled_with(store, each_key(EACH - 1)), 0);
+    put_filled(store, "new", 'n');
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+/* Before the start of the log they go oldest first: in compaction, and in a recovery after a power loss which took back that they
+ * went and never had all of their bytes. Whoever dies at it leaves the end of a log. */
+static void i11_segments_before_the_start_go_oldest_first(const char *dir) {
+    char *path = check_format("%s/store", dir);
+    static image mapped, before;
+    check_join(check_spawn(put_each_and_die, path));
+    image_map(&mapped, path);
+    image_copy(&before, &mapped);
+    image_unmap(&mapped);
+    ds_store *store = open_store(path);
+    CHECK_OK(ds_compact(store));
+    CHECK(removals >= 3);
+    CHECK_OK(ds_close(store));
+    char *last = "";
+    for (size_t i = 0; i < before.count; i++) { /* as if none had gone */
+        char *name = check_format("%s/%s", path, before.files[i].name);
+        if (strstr(name, ".log") == NULL || access(name, F_OK) == 0)
+            continue;
+        write_at(name, before.files[i].bytes, before.files[i].size, 0);
+        last = strcmp(name, last) > 0 ? name : last;
+    }
+    write_at(last, "torn", 4, 30000);
+    expect_unbroken(path);
+    image_reboot(path);
+    removals = 0;
+    CHECK(open_through_deaths(path) >= 3);
+    store = open_store(path);
+    for (int i = 0; i < EACH; i++)
+        CHECK_EQ(filled_with(store, each_key(i)), 'v');
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+    image_free(&before);
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
+        TEST(i11_torn_segments_go_newest_first),
+        TEST(i11_segments_before_the_start_go_oldest_first),
         TEST(a_large_value_that_was_never_committed_goes),
         TEST(a_lost_index_is_made_anew),
         TEST(a_floor_below_the_start_of_the_log_hurts_nothing),

@@ -18,6 +18,9 @@
 static unsigned failing; /* so many syncs fail from now on */
 static bool deadly;      /* who syncs dies of it */
 
+/* When it happened last, in the order of all that happens. */
+static unsigned moment, log_synced, floor_written, floor_synced;
+
 ds_status __real_ds__os_range_sync(const struct ds_directory *directory, const char *name, void *address,
                                    uint64_t size);
 ds_status __wrap_ds__os_range_sync(const struct ds_directory *directory, const char *name, void *address,
@@ -26,6 +29,7 @@ ds_status __wrap_ds__os_range_sync(const struct ds_directory *directory, const c
                                    uint64_t size) {
     if (deadly)
         _exit(9);
+    log_synced = ++moment;
     if (failing == 0)
         return __real_ds__os_range_sync(directory, name, address, size);
     failing--;
@@ -46,13 +50,15 @@ static void i10_a_failed_sync_is_final_for_all(const char *dir) {
     ds_store *store = open_store(dir), *other = open_store(dir), *third = open_with(dir, options), *none = NULL;
     put(store, "key", "value");
     CHECK_OK(ds_sync(store));
+    uint64_t synced = stats_of(store).synced;
     put(store, "key", "lost, perhaps");
     failing = 1;
     CHECK_IS(ds_sync(store), DS_IO);
     CHECK_EQ(failing, 0);
     CHECK_IS(ds_sync(store), DS_IO); /* the disk is well again, which says nothing */
     CHECK_IS(ds_sync(other), DS_IO);
-    put(other, "later", "still works"); /* process durability needs no disk */
+    CHECK_IS(ds__sync_between(other, 0, synced), DS_IO); /* nor to who only wanted what an earlier one covers */
+    put(other, "later", "still works");                  /* process durability needs no disk */
     CHECK_IS(ds_put(third, DS_USER, "key", 3, "told", 4, NULL), DS_IO);
     CHECK(strncmp(ds_error(), "committed", 9) == 0);
     CHECK_IS(ds_open(dir, &options, &none), DS_IO); /* it would promise what it cannot know */
@@ -192,7 +198,9 @@ static bool name_synced;    /* and then the directory */
 ds_status __real_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
 ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
 ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd) {
-    if (strcmp(name, "floor") != 0) {
+    if (strcmp(name, "floor") == 0) {
+        floor_synced = ++moment;
+    } else {
         snprintf(datasynced, sizeof datasynced, "%s", name);
         name_synced = false;
     }
@@ -227,6 +235,27 @@ static void i7_a_large_value_is_on_disk_with_its_commit(const char *dir) {
     free(value);
 }
 
+ds_status __real_ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *data,
+                              size_t size, uint64_t at);
+ds_status __wrap_ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *data,
+                              size_t size, uint64_t at);
+ds_status __wrap_ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *data,
+                              size_t size, uint64_t at) {
+    if (strcmp(name, "floor") == 0)
+        floor_written = ++moment;
+    return __real_ds__os_write(directory, name, fd, data, size, at);
+}
+
+/* The floor that says "this is the end" comes after what it speaks of, and is on disk itself when the close returns. */
+static void i7_a_clean_close_says_so_of_what_is_on_disk(const char *dir) {
+    ds_store *store = open_store(dir);
+    CHECK_OK(ds_sync(store)); /* its file is there: a new one is synced anyway */
+    put(store, "key", "value");
+    moment = log_synced = floor_written = floor_synced = 0;
+    CHECK_OK(ds_close(store));
+    CHECK(log_synced > 0 && log_synced < floor_written && floor_written < floor_synced);
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {TEST(i10_a_failed_sync_is_final_for_all),
                                        TEST(a_sync_without_descriptors_can_be_tried_again),
@@ -234,6 +263,7 @@ int main(int argc, char **argv) {
                                        TEST(i7_in_group_mode_a_sync_follows_by_itself),
                                        TEST(i7_an_opener_that_promises_syncs_what_the_dead_left),
                                        TEST(i7_in_commit_mode_what_returns_is_synced),
-                                       TEST(i7_a_large_value_is_on_disk_with_its_commit)};
+                                       TEST(i7_a_large_value_is_on_disk_with_its_commit),
+                                       TEST(i7_a_clean_close_says_so_of_what_is_on_disk)};
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }
