@@ -57,6 +57,7 @@ class RestoreInfo:
 
 restored: RestoreInfo | None = None  # set in a worker, before __init__
 KEY_BYTES = 65535  # DS_KEY_LIMIT of dora_state.h
+VALUE_BYTES = 1 << 30  # of one saved value, which each restart reads before it handles an event
 
 session: Session | None = None  # set in a worker, before the operator's file is imported
 stage: ContextVar[Stage | None] = ContextVar("dora_state.stage", default=None)
@@ -71,7 +72,8 @@ def save_state(key: str, value: Any, *, flush: bool = False) -> None:
 
     Args:
         key: any str that does not begin with "@".
-        value: bytes or any other C-contiguous buffer (numpy array, Arrow buffer, memoryview).
+        value: bytes or any other C-contiguous buffer (numpy array, Arrow buffer, memoryview) of at most
+            VALUE_BYTES; more is TooLarge.
         flush: commit this save by itself, now. The event may still be handled again.
     """
     _change(key, _copy(key, value), flush)
@@ -129,6 +131,7 @@ def _check_key(key: str) -> None:
 
 def _copy(key: object, value: Any) -> bytes:
     if type(value) is bytes:
+        _check_size(key, len(value))
         return value
     try:
         view = memoryview(value)
@@ -142,7 +145,16 @@ def _copy(key: object, value: Any) -> bytes:
             f"save_state({key!r:.80}): the buffer is not C-contiguous; "
             "make it so with numpy.ascontiguousarray"
         )
+    _check_size(key, view.nbytes)
     return view.tobytes()
 
 
-_core.on_save(save_state, stage)  # for Cython operators: docs/cython.md
+def _check_size(key: object, size: int) -> None:
+    if size > VALUE_BYTES:
+        raise TooLarge(
+            f"save_state({key!r:.80}): the value has {size} bytes, the limit is {VALUE_BYTES}; "
+            "save less, or in pieces under keys of their own"
+        )
+
+
+_core.on_save(save_state, stage, _check_size, VALUE_BYTES)  # for Cython operators: docs/cython.md

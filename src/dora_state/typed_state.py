@@ -38,6 +38,7 @@ from dora_state.dataclass_codec import DataclassCodec
 from dora_state.errors import FieldError, StateVersionError
 from dora_state.keyed import Keyed, key_of
 from dora_state.operator import FIELDS_PREFIX as PREFIX
+from dora_state.operator import VALUE_BYTES
 
 log = logging.getLogger("dora_state.operator")
 
@@ -137,13 +138,20 @@ class Field:
         try:
             if self.codec is not None:
                 value = Coded(bytes(self.codec.encode(value)))
-            return default_codec.encode(value)
+            data = default_codec.encode(value)
         except Exception as error:
             raise FieldError(
                 f"the field {key[1:]} cannot be saved: {_sentence(error)}; "
                 "use a type that state() knows, or declare the field with a codec",
                 self.name,
             ) from error
+        if len(data) > VALUE_BYTES:
+            raise FieldError(
+                f"the field {key[1:]} cannot be saved: it has {len(data)} bytes, the limit is {VALUE_BYTES}; "
+                "keep less in it, or declare it with keyed=True, so that each entry counts by itself",
+                self.name,
+            )
+        return data
 
     def decode(self, value: Any, *, migrates: bool) -> Any:
         """What a codec has made, as a value again. A migration gets what it cannot know as it is."""

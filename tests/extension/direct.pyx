@@ -82,3 +82,8 @@ def calls(Store store not None):
 
 def save(str key, bytes value):
     save_state_direct(key, <const char *>value, len(value))
+
+
+def save_sized(str key, bytes value, size_t size):
+    """Claims that the value is of that size."""
+    save_state_direct(key, <const char *>value, size)

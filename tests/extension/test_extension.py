@@ -183,6 +183,9 @@ def test_save_state_in_a_handler_is_staged(direct, monkeypatch):
         ]:
             with pytest.raises(ValueError, match=error):
                 direct.save(key, b"")
+        for size in ((1 << 30) + 1, 2**64 - 1):  # neither is read: only the size is that large
+            with pytest.raises(errors.TooLarge, match=f"{size} bytes, the limit is 1073741824"):
+                direct.save_sized("pose", b"1234", size)
     finally:
         operator.stage.reset(token)
     assert stage.close() == {"pose": b"1234", "schlüssel": b""}

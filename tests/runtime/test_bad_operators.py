@@ -195,6 +195,11 @@ REFUSED = {
         "cannot be written as UTF-8",
     ),
     "a value that is no buffer": ("save_state('a', 5)", "TypeError", "is not a buffer"),
+    "a value beyond 1 GiB": (
+        "save_state('a', bytes((1 << 30) + 1))",
+        "TooLarge",
+        "the limit is 1073741824",
+    ),
     "an output id that is no text": ("send_output(5, b'')", "TypeError", "an output id is a str"),
     "an output that cannot be sent": ("send_output('a', object())", "TypeError", "cannot send"),
 }

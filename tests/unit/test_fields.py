@@ -394,6 +394,19 @@ def test_a_type_that_is_not_known_is_refused_with_the_fields_name():
         life.end_handler()
 
 
+def test_a_field_beyond_the_limit_is_refused_and_an_entry_counts_by_itself(monkeypatch):
+    monkeypatch.setattr(typed_state, "VALUE_BYTES", 100)
+    life = Life(Tracker)
+    life.operator.tracks = {number: "x" * 90 for number in range(3)}
+    assert len(life.end_handler()) == 3
+    life.operator.names.append("x" * 99)
+    with pytest.raises(
+        FieldError, match=r"names cannot be saved: it has 102 bytes, the limit is 100"
+    ):
+        life.end_handler()
+    assert life.again().operator.names == []
+
+
 def test_a_codec_that_fails_is_told_with_the_fields_name():
     life = Life(WithPose)
     life.operator.pose = None

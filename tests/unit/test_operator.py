@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextvars
 import threading
+import tracemalloc
 from array import array
 
 import pytest
 
 from dora_state import delete_state, operator, save_state
-from dora_state.errors import OperatorError
+from dora_state.errors import OperatorError, TooLarge
 from dora_state.runtime.step import Stage
 
 
@@ -113,6 +114,27 @@ def test_what_is_no_buffer_is_refused_and_told_what_to_do(stage, value):
 def test_a_buffer_with_gaps_is_refused_and_told_what_to_do(stage):
     with pytest.raises(ValueError, match=r"not C-contiguous; make it so with"):
         save_state("a", memoryview(b"abcd")[::2])
+
+
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+def test_a_value_beyond_the_limit_is_refused_before_it_is_copied(stage, kind):
+    largest = memoryview(bytes((1 << 30) + 1))  # zeroed by the kernel when touched: it never is
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLarge, match=r"1073741825 bytes, the limit is 1073741824; save less"):
+            save_state("a", largest.obj if kind is bytes else largest)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert stage.close() == {}
+
+
+def test_a_value_at_the_limit_is_saved(stage, monkeypatch):
+    monkeypatch.setattr(operator, "VALUE_BYTES", 10)
+    save_state("a", memoryview(bytes(10)))
+    with pytest.raises(TooLarge):
+        save_state("b", array("H", range(6)))  # it is the bytes that count
+    assert stage.close() == {"a": bytes(10)}
 
 
 @pytest.mark.parametrize("key", [1, b"bytes", None])
