@@ -115,6 +115,28 @@ ds_status ds__blob_sync(ds_store *store, const struct ds_blob_reference *referen
     return status == DS_OK ? ds__os_directory_sync(&store->directory) : status;
 }
 
+ds_status ds__blob_redirty(ds_store *store, const struct ds_blob_reference *reference) {
+    char name[DS_NAME_SIZE];
+    blob_name(reference->id, name);
+    int fd;
+    uint64_t size = 0;
+    void *bytes = NULL;
+    ds_status status = ds__os_open(&store->directory, name, DS_OS_WRITE, &fd);
+    if (status == DS_MISSING)
+        return DS_OK; /* as in ds__blob_sync() */
+    if (status == DS_OK)
+        status = ds__os_size(&store->directory, name, fd, &size);
+    if (status == DS_OK && size > 0)
+        status = ds__os_map(&store->directory, name, fd, size, true, &bytes);
+    ds__os_close(fd);
+    if (status != DS_OK || bytes == NULL)
+        return status;
+    for (uint64_t at = 0; at < size; at += 4096)
+        atomic_fetch_or_explicit((_Atomic unsigned char *)bytes + at, 0, memory_order_relaxed);
+    ds__os_unmap(bytes, size);
+    return DS_OK;
+}
+
 void ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference) {
     char name[DS_NAME_SIZE];
     blob_name(reference->id, name);

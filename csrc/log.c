@@ -67,7 +67,7 @@ struct walk {
     ds_store *store;
     ds__frame_visitor *visit;
     void *context;
-    uint64_t end; /* walk no further; UINT64_MAX: to wherever it ends */
+    uint64_t end; /* no frame that goes beyond; UINT64_MAX: to wherever it ends */
 };
 
 static void note_head(const struct ds_frame *frame, struct ds_log_end *end) {
@@ -92,6 +92,8 @@ static ds_status walk_segment(const struct walk *walk, struct ds_segment *segmen
             end->torn = true;
             break;
         }
+        if (ds__frame_length(frame->word0) > walk->end - end->offset)
+            break;
         ds_status status = walk->visit(walk->context, segment, end->offset, frame);
         if (status != DS_OK)
             return status;
@@ -144,9 +146,9 @@ static ds_status walk_segments(const struct walk *walk, const struct ds_inventor
     return DS_OK;
 }
 
-ds_status ds__log_read(ds_store *store, const struct ds_inventory *files, ds__frame_visitor *visit, void *context,
-                       struct ds_log_end *end) {
-    struct walk walk = {store, visit, context, UINT64_MAX};
+ds_status ds__log_read(ds_store *store, const struct ds_inventory *files, uint64_t limit, ds__frame_visitor *visit,
+                       void *context, struct ds_log_end *end) {
+    struct walk walk = {store, visit, context, limit};
     return walk_segments(&walk, files, end);
 }
 

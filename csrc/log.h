@@ -36,9 +36,10 @@ struct ds_log_end {
     size_t segments;  /* of the inventory up to here */
 };
 
-/* Reads the log from segment number files->first to wherever it ends, and visits its frames. A status other than DS_OK is
- * about the world, or the visitor's; where the log ends, and whether that is torn, is told by `end`. */
-ds_status ds__log_read(ds_store *store, const struct ds_inventory *files, ds__frame_visitor *visit, void *context,
-                       struct ds_log_end *end);
+/* Reads the log from segment number files->first to wherever it ends, or to the last frame that does not go beyond `limit`,
+ * and visits its frames. A status other than DS_OK is about the world, or the visitor's; where the log ends, and whether that
+ * is torn, is told by `end`. */
+ds_status ds__log_read(ds_store *store, const struct ds_inventory *files, uint64_t limit, ds__frame_visitor *visit,
+                       void *context, struct ds_log_end *end);
 
 #endif

@@ -3,8 +3,11 @@
  * The rule for a log that stops making sense at offset p, by the floor, which is how far it is known to be on disk:
  *   p below the floor    damage. CorruptionError, nothing is changed.
  *   p at or above it     the torn tail of a power loss: what comes after p was never promised. It is dropped and
- *                        counted; the next commit opens a new segment, so that no frame ever follows torn bytes. */
+ *                        counted; the next commit opens a new segment, so that no frame ever follows torn bytes.
+ * A commit whose large value did not reach the disk makes no sense either: its frame may have got there before the file. */
 #include "rebuild.h"
+
+#include "crc32c.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -170,14 +173,14 @@ static ds_status judge_end(ds_store *store, const struct ds_inventory *files, co
     return DS_OK;
 }
 
-static ds_status read_run(ds_store *store, const struct ds_inventory *files, struct ds_rebuild *rebuild,
+static ds_status read_run(ds_store *store, const struct ds_inventory *files, uint64_t limit, struct ds_rebuild *rebuild,
                           struct ds_log_end *end) {
     memset(rebuild, 0, sizeof *rebuild);
     rebuild->store = store;
     ds_status status = make_index(DS_INDEX_MIN, &rebuild->index, &rebuild->hashes);
     if (status != DS_OK)
         return status;
-    status = ds__log_read(store, files, index_frame, rebuild, end);
+    status = ds__log_read(store, files, limit, index_frame, rebuild, end);
     free_hashes(rebuild);
     if (status != DS_OK) {
         ds__index_free(rebuild->index);
@@ -217,7 +220,7 @@ static ds_status pick_start_in(ds_store *store, struct ds_inventory *files, size
     *found = false;
     for (size_t at = first; at <= last;) {
         files->first = at;
-        ds_status status = read_run(store, files, rebuild, end);
+        ds_status status = read_run(store, files, UINT64_MAX, rebuild, end);
         if (status != DS_OK)
             return status;
         bool whole = !end->torn || end->segments == files->count;
@@ -236,7 +239,7 @@ static ds_status pick_start_in(ds_store *store, struct ds_inventory *files, size
         return DS_OK;
     files->first = earliest;
     *found = true;
-    return read_run(store, files, rebuild, end);
+    return read_run(store, files, UINT64_MAX, rebuild, end);
 }
 
 /* The last unbroken run of segments that holds a start. What lies before it are leftovers of a compaction; what lies
@@ -259,6 +262,71 @@ static ds_status pick_start(ds_store *store, struct ds_inventory *files, struct 
     }
 }
 
+/* ---- blobs that a power loss has taken ------------------------------------------------------------------------- */
+
+static ds_status is_lost(ds_store *store, const struct ds_blob_reference *blob, bool *lost) {
+    struct ds_mapping *mapping;
+    ds_status status = ds__blob_map(store, blob, false, &mapping);
+    *lost = status == DS_CORRUPT; /* it is not there, or has another size */
+    if (status != DS_OK)
+        return *lost ? DS_OK : status;
+    *lost = ds__lane_hash((uint32_t)blob->id, mapping->bytes, blob->size) != blob->hash;
+    if (ds__sigbus_cut(mapping->bytes, mapping->size))
+        status =
+            ds__fail(DS_IO, EIO, "%s: the file of a large value cannot be read; nothing was changed: check the disk",
+                     store->directory.path);
+    ds__mapping_unpin(mapping);
+    return status;
+}
+
+/* The first record at or above `floor` that is live and whose blob is lost; UINT64_MAX: none. Below it, blobs were on disk
+ * with their commits, and are not read here: there may be any number of gigabytes. */
+static ds_status first_lost(struct ds_rebuild *rebuild, uint64_t floor, uint64_t *first) {
+    *first = UINT64_MAX;
+    if (rebuild->tail.last_blob < floor)
+        return DS_OK;
+    for (uint64_t at = 0; at <= rebuild->index->mask; at++) {
+        uint64_t slot = rebuild->index->slots[at], offset = ds__slot_offset(slot);
+        struct ds_found found;
+        if (slot == 0 || offset < floor || offset > *first)
+            continue;
+        ds_status status = ds__record_at(rebuild->store, offset, &found);
+        bool lost = false;
+        if (status == DS_OK && ds__op_is_blob(found.record->op)) {
+            struct ds_blob_reference blob = ds__record_blob(found.record);
+            status = is_lost(rebuild->store, &blob, &lost);
+        }
+        if (status != DS_OK)
+            return status;
+        if (lost)
+            *first = offset;
+    }
+    return DS_OK;
+}
+
+/* The log ends before the first commit whose blob is lost. What that commit had replaced is live again then, and may be
+ * lost as well. */
+static ds_status end_before_lost(ds_store *store, const struct ds_inventory *files, const struct ds_floor *floor,
+                                 struct ds_rebuild *rebuild, struct ds_log_end *end) {
+    for (;;) {
+        uint64_t lost;
+        ds_status status = first_lost(rebuild, floor->offset, &lost);
+        if (status != DS_OK || lost == UINT64_MAX)
+            return status;
+        ds__index_free(rebuild->index);
+        rebuild->index = NULL;
+        status = read_run(store, files, lost, rebuild, end);
+        if (status == DS_OK && !may_begin(files, end)) /* a HEAD came later, and what it covers was synced */
+            status =
+                ds__fail(DS_CORRUPT, 0,
+                         "%s: the file of a large value is damaged; nothing was changed. Restore the directory from "
+                         "a copy, or repair the store",
+                         store->directory.path);
+        if (status != DS_OK)
+            return status;
+    }
+}
+
 ds_status ds__rebuild(ds_store *store, struct ds_inventory *files, struct ds_rebuild *out) {
     struct ds_floor floor;
     struct ds_log_end end;
@@ -266,6 +334,8 @@ ds_status ds__rebuild(ds_store *store, struct ds_inventory *files, struct ds_reb
     ds_status status = ds__floor_read(&store->directory, store->uuid, &floor);
     if (status == DS_OK)
         status = pick_start(store, files, out, &end);
+    if (status == DS_OK)
+        status = end_before_lost(store, files, &floor, out, &end);
     if (status == DS_OK)
         status = judge_end(store, files, &floor, &end);
     if (status != DS_OK) {

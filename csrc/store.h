@@ -224,6 +224,8 @@ ds_status ds__blob_map(ds_store *store, const struct ds_blob_reference *referenc
 /* Takes over another directory's blob, under the same name, if it is intact; DS_CORRUPT if it is not. */
 ds_status ds__blob_link(ds_store *store, const struct ds_directory *from, const struct ds_blob_reference *reference);
 ds_status ds__blob_sync(ds_store *store, const struct ds_blob_reference *reference);
+/* Makes its pages dirty, and changes no byte. */
+ds_status ds__blob_redirty(ds_store *store, const struct ds_blob_reference *reference);
 void ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference);
 
 /* spare.c -------------------------------------------------------------------------------------------------------- */

@@ -78,14 +78,17 @@ static ds_status raise_floor(ds_store *store, uint64_t offset, uint64_t sequence
 
 /* ---- the range ------------------------------------------------------------------------------------------------- */
 
-static ds_status sync_blobs_of_frame(ds_store *store, struct ds_segment *segment, uint64_t offset) {
+typedef ds_status blob_visitor(ds_store *store, const struct ds_blob_reference *blob);
+
+static ds_status visit_blobs_of_frame(ds_store *store, struct ds_segment *segment, uint64_t offset,
+                                      blob_visitor *visit) {
     const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, offset);
     uint64_t at = offset + sizeof *frame;
     for (uint32_t i = 0; i < frame->count; i++) {
         const struct ds_record *record = (const struct ds_record *)(const void *)ds__segment_at(segment, at);
         if (ds__op_is_blob(record->op)) {
             struct ds_blob_reference reference = ds__record_blob(record);
-            ds_status status = ds__blob_sync(store, &reference);
+            ds_status status = visit(store, &reference);
             if (status != DS_OK)
                 return status;
         }
@@ -106,9 +109,19 @@ static ds_status frames_end(ds_store *store, const struct ds_segment *segment, u
     return status;
 }
 
+/* Does a frame from `from` on name a blob? `after` was filled before the commit point was passed, so it knows of every one that
+ * is committed. */
+static bool names_blobs(const struct ds_control *control, uint64_t from) {
+    uint64_t last_blob = ds__word_load(&control->intent.after.last_blob);
+    uint64_t earlier = ds__word_load(&control->tail.last_blob);
+    if (last_blob < earlier)
+        last_blob = earlier;
+    return last_blob != 0 && last_blob >= from;
+}
+
 /* The blobs that frames in the range name. */
-static ds_status sync_blobs(ds_store *store, uint64_t from, uint64_t to) {
-    while (from < to) {
+static ds_status visit_blobs(ds_store *store, uint64_t from, uint64_t to, blob_visitor *visit) {
+    while (from < to && names_blobs(store->control, from)) {
         struct ds_segment *segment;
         uint64_t end = 0;
         ds_status status = ds__segment_of(store, from, &segment);
@@ -122,7 +135,7 @@ static ds_status sync_blobs(ds_store *store, uint64_t from, uint64_t to) {
             if (!ds__frame_well_formed(frame, frame->word0, segment->end - from))
                 return ds__fail(DS_CORRUPT, 0, "%s: the frame at log offset %llu is damaged", store->directory.path,
                                 (unsigned long long)from);
-            status = sync_blobs_of_frame(store, segment, from);
+            status = visit_blobs_of_frame(store, segment, from, visit);
             from += ds__frame_length(frame->word0);
         }
         if (status != DS_OK)
@@ -169,7 +182,7 @@ static ds_status redirty(ds_store *store, uint64_t from, uint64_t to) {
             atomic_fetch_or_explicit((_Atomic uint64_t *)(void *)ds__segment_at(segment, at & ~UINT64_C(7)), 0,
                                      memory_order_relaxed);
     }
-    return status;
+    return status == DS_OK ? visit_blobs(store, from, to, ds__blob_redirty) : status;
 }
 
 /* Without a descriptor the sync of a blob did not even begin, which says nothing about the disk. */
@@ -194,13 +207,7 @@ static ds_status sync_locked(ds_store *store, uint64_t start, uint64_t to) {
     if (from < start)
         from = start;
     atomic_store_explicit(&control->sync_intent, to, memory_order_relaxed);
-    /* `after` was filled before the commit point was passed, so it knows of every blob below `to`. */
-    uint64_t last_blob = ds__word_load(&control->intent.after.last_blob);
-    uint64_t earlier = ds__word_load(&control->tail.last_blob);
-    if (last_blob < earlier)
-        last_blob = earlier;
-    if (last_blob != 0 && last_blob >= from)
-        status = sync_blobs(store, from, to);
+    status = visit_blobs(store, from, to, ds__blob_sync);
     if (status == DS_OK)
         status = sync_segments(store, from, to);
     if (status == DS_OK)

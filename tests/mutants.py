@@ -1266,8 +1266,8 @@ MUTANTS = [
         "sync.c",
         "a synced frame names a large value that is not on disk",
         (
-            "    if (last_blob != 0 && last_blob >= from)",
-            "    if (last_blob == 1 && last_blob >= from)",
+            "    return last_blob != 0 && last_blob >= from;",
+            "    return last_blob == 1 && last_blob >= from;",
         ),
     ),
     mutant(
@@ -1275,8 +1275,8 @@ MUTANTS = [
         "blob.c",
         "a synced large value has no name after a power loss",
         (
-            "    return status == DS_OK ? ds__os_directory_sync(&store->directory) : status;\n}\n\nvoid ds__blob_remove",
-            "    return status;\n}\n\nvoid ds__blob_remove",
+            "    return status == DS_OK ? ds__os_directory_sync(&store->directory) : status;\n}\n\nds_status ds__blob_redirty",
+            "    return status;\n}\n\nds_status ds__blob_redirty",
         ),
     ),
     mutant(
@@ -1286,6 +1286,27 @@ MUTANTS = [
         (
             "unknown != 0 ? redirty(store, from, unknown) : DS_OK",
             "unknown == 1 ? redirty(store, from, unknown) : DS_OK",
+        ),
+    ),
+    mutant(
+        "no-redirty-of-blobs",
+        "sync.c",
+        "a large value whose sync a dying process was told had failed passes for written",
+        ("status == DS_OK ? visit_blobs(store, from, to, ds__blob_redirty) : status;", "status;"),
+    ),
+    mutant(
+        "lost-blob-accepted",
+        "rebuild.c",
+        "a large value that did not reach the disk is read as zeros after a power loss",
+        ("status != DS_OK || lost == UINT64_MAX", "status != DS_OK || lost != 0"),
+    ),
+    mutant(
+        "lost-blob-unhashed",
+        "rebuild.c",
+        "of a large value that did not reach the disk only the size is looked at",
+        (
+            "*lost = ds__lane_hash((uint32_t)blob->id, mapping->bytes, blob->size) != blob->hash;",
+            "*lost = false;",
         ),
     ),
     mutant(
@@ -1373,6 +1394,9 @@ NOTICED_BY: dict[str, str] = {
     "group-opener-does-not-sync": "test_sync i7_an_opener_that_promises_syncs_what_the_dead_left",
     "blobs-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",
     "blob-name-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",
+    "no-redirty-of-blobs": "test_sync i10_after_a_death_in_a_sync_large_values_are_made_dirty_again",
+    "lost-blob-accepted": "test_damage i9_a_commit_goes_with_its_large_value",
+    "lost-blob-unhashed": "test_damage i9_a_commit_goes_with_its_large_value",
     "no-redirty": "test_sync i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again",
     "publish-floor-not-durable": "power_loss 4000 1",
     "floor-always-slot-0": "test_damage i13_a_torn_floor_leaves_the_one_before",

@@ -388,6 +388,74 @@ static void a_large_value_that_was_never_committed_goes(const char *dir) {
     free(bytes);
 }
 
+/* ---- a large value and its commit -------------------------------------------------------------------------------- */
+
+static void put_large_and_die(void *context) {
+    ds_store *store = open_store(context);
+    unsigned char *bytes = malloc(LARGE);
+    CHECK(bytes);
+    for (const char *value = "xy"; *value; value++) {
+        memset(bytes, *value, LARGE);
+        CHECK_OK(ds_put(store, DS_USER, "large", 5, bytes, LARGE, NULL));
+        put_filled(store, "after", *value);
+    }
+}
+
+enum loss { CONTENT, NAME, LENGTH };
+
+/* What the power may take of a file that nobody has synced, if it is a large value that is filled with `byte`. */
+static void lose(const char *path, char byte, enum loss loss) {
+    char found = 0;
+    int fd = open(path, O_RDWR);
+    CHECK(fd >= 0 && pread(fd, &found, 1, 0) == 1);
+    if (found == byte && loss == CONTENT)
+        CHECK(pwrite(fd, "\0", 1, LARGE - 1) == 1);
+    if (found == byte && loss == LENGTH)
+        CHECK(ftruncate(fd, 0) == 0);
+    if (found == byte && loss == NAME)
+        CHECK(unlink(path) == 0);
+    close(fd);
+}
+
+/* A copy after a power loss that took these large values of "store", and what the keys have there. */
+static void expect_after_loss(const char *dir, const char *lost, enum loss loss, int large, int after) {
+    char *copy = make_copy(dir, "store", check_format("without-%s-%d", lost, loss));
+    DIR *files = opendir(copy);
+    CHECK(files);
+    for (struct dirent *entry; (entry = readdir(files)) != NULL;)
+        for (const char *byte = lost; *byte && strstr(entry->d_name, ".blob") != NULL; byte++)
+            if (access(check_format("%s/%s", copy, entry->d_name), F_OK) == 0)
+                lose(check_format("%s/%s", copy, entry->d_name), *byte, loss);
+    closedir(files);
+    for (int i = 0; i < 2; i++) {
+        ds_options options = options_default();
+        options.read_only = i == 0; /* it sees the same */
+        ds_store *store = open_with(copy, options);
+        CHECK_EQ(filled_with(store, "large"), large);
+        CHECK_EQ(filled_with(store, "after"), after);
+        CHECK_EQ(stats_of(store).dropped_bytes > 0, after != 'y');
+        CHECK_OK(ds_verify(store, NULL));
+        CHECK_OK(ds_close(store));
+    }
+    check_remove(copy);
+}
+
+/* The frame that names a large value may reach the disk before the file does. Then the commit did not, nor what came later. */
+static void i9_a_commit_goes_with_its_large_value(const char *dir) {
+    char *path = check_format("%s/store", dir);
+    ds_store *store = open_store(path);
+    put_filled(store, "large", 'o');
+    put_filled(store, "after", 'o');
+    CHECK_OK(ds_sync(store));
+    check_join(check_spawn(put_large_and_die, path));
+    expect_after_loss(dir, "", CONTENT, 'y', 'y');
+    expect_after_loss(dir, "x", NAME, 'y', 'y'); /* it was replaced */
+    for (int loss = CONTENT; loss <= LENGTH; loss++)
+        expect_after_loss(dir, "y", (enum loss)loss, 'x', 'x');
+    expect_after_loss(dir, "xy", CONTENT, 'o', 'o');
+    CHECK_OK(ds_close(store));
+}
+
 static void turn_over_and_die(void *context) {
     ds_store *store = open_store(context);
     for (int i = 0; i < 300; i++)
@@ -557,6 +625,7 @@ int main(int argc, char **argv) {
         TEST(i11_torn_segments_go_newest_first),
         TEST(i11_segments_before_the_start_go_oldest_first),
         TEST(a_large_value_that_was_never_committed_goes),
+        TEST(i9_a_commit_goes_with_its_large_value),
         TEST(a_lost_index_is_made_anew),
         TEST(a_floor_below_the_start_of_the_log_hurts_nothing),
         TEST(frames_of_another_history_are_not_accepted),

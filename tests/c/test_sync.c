@@ -136,6 +136,43 @@ static void i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again(const cha
     CHECK_OK(ds_close(store));
 }
 
+static bool blob_written;
+
+ds_status __real_ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size,
+                            bool writable, void **out);
+ds_status __wrap_ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size,
+                            bool writable, void **out);
+ds_status __wrap_ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size,
+                            bool writable, void **out) {
+    blob_written = blob_written || (writable && strstr(name, ".blob") != NULL);
+    return __real_ds__os_map(directory, name, fd, size, writable, out);
+}
+
+static void sync_and_tell(ds_store *store) {
+    blob_written = false;
+    CHECK_OK(ds_sync(store));
+    _exit(blob_written ? 9 : 0);
+}
+
+/* The pages of a large value's file are no other. */
+static void i10_after_a_death_in_a_sync_large_values_are_made_dirty_again(const char *dir) {
+    ds_store *store = open_store(dir);
+    size_t size = DS_BLOB_FROM + 1;
+    void *value = calloc(1, size);
+    CHECK(value);
+    put(store, "key", "value");
+    CHECK_OK(ds_sync(store));
+    CHECK_OK(ds_put(store, DS_USER, "large", 5, value, size, NULL));
+    CHECK_EQ(end_of(dir, die_in_a_sync), 9);
+    CHECK_EQ(end_of(dir, sync_and_tell), 9);
+    put(store, "key", "again");
+    CHECK_EQ(end_of(dir, die_in_a_sync), 9); /* the large value is on disk by now */
+    CHECK_EQ(end_of(dir, sync_and_tell), 0);
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+    free(value);
+}
+
 /* ---- who syncs what nobody asked for ------------------------------------------------------------------------------- */
 
 static bool all_synced(ds_store *store) {
@@ -260,6 +297,7 @@ int main(int argc, char **argv) {
     static const check_test tests[] = {TEST(i10_a_failed_sync_is_final_for_all),
                                        TEST(a_sync_without_descriptors_can_be_tried_again),
                                        TEST(i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again),
+                                       TEST(i10_after_a_death_in_a_sync_large_values_are_made_dirty_again),
                                        TEST(i7_in_group_mode_a_sync_follows_by_itself),
                                        TEST(i7_an_opener_that_promises_syncs_what_the_dead_left),
                                        TEST(i7_in_commit_mode_what_returns_is_synced),
