@@ -167,15 +167,9 @@ static ds_status try_timed(ds_cursor *cursor, uint8_t keyspace, bool timed, bool
     ds_store *store = cursor->store;
     struct ds_index *index;
     cursor->count = 0;
-    ds_status status = ds__index_now(store, &index);
-    if (status != DS_OK)
+    ds_status status = ds__moment_begin(store, timed, &index, &moment, gone);
+    if (status != DS_OK || *gone)
         return status;
-    if (timed)
-        *gone = !ds__moment_timed(store, &moment);
-    else
-        ds__moment(store, &moment);
-    if (*gone)
-        return DS_OK;
     status = collect_all(cursor, keyspace, index, &moment, gone);
     *untimed = moment.untimed;
     if (*untimed)

@@ -81,7 +81,7 @@ ds_status ds__expired(const ds_store *store, const struct ds_found *found, uint6
 
 /* ---- several keys at one point --------------------------------------------------------------------------------- */
 
-bool ds__moment_timed(const ds_store *store, struct ds_moment *out) {
+static bool moment_timed(const ds_store *store, struct ds_moment *out) {
     const struct ds_control *control = store->control;
     ds__moment(store, out);
     for (int i = 0; i < LOOKS; i++) {
@@ -92,6 +92,17 @@ bool ds__moment_timed(const ds_store *store, struct ds_moment *out) {
         out->limit = limit;
     }
     return false;
+}
+
+ds_status ds__moment_begin(ds_store *store, bool timed, struct ds_index **index, struct ds_moment *out, bool *gone) {
+    ds_status status = ds__index_now(store, index);
+    if (status != DS_OK)
+        return status;
+    if (timed)
+        *gone = !moment_timed(store, out);
+    else
+        ds__moment(store, out);
+    return DS_OK;
 }
 
 ds_status ds__missing_at(const ds_store *store, const struct ds_found *found, struct ds_moment *moment) {

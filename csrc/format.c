@@ -13,9 +13,6 @@ uint32_t ds__segment_seed(const struct ds_segment_header *header) {
     return ds__crc32c(seed, &header->base, sizeof header->base);
 }
 
-/* What the two checksums below begin with is put together by whole words: a word that is read at once, but was stored in
- * pieces, waits until all of them are in the cache. */
-
 uint32_t ds__frame_crc(uint32_t seed, uint64_t offset, uint32_t before, uint64_t word0, const struct ds_frame *frame) {
     uint64_t head[4] = {offset, word0, frame->sequence, (uint64_t)frame->count << 32 | before};
     uint32_t crc = ds__crc32c(seed, head, sizeof head);
@@ -29,9 +26,8 @@ uint32_t ds__frame_crc(uint32_t seed, uint64_t offset, uint32_t before, uint64_t
 }
 
 uint32_t ds__record_seed(uint32_t seed, uint64_t offset, const struct ds_record *record) {
-    uint64_t last = (uint64_t)record->keyspace << 40 | (uint64_t)record->op << 32 | record->key_size; /* check is 0 */
-    uint64_t head[6] = {offset, 0 /* hash */, record->sequence, record->previous, record->value_size, last};
-    static_assert(sizeof head == sizeof offset + sizeof *record, "the header, behind its offset");
+    uint64_t head[DS_RECORD_HEAD];
+    ds__record_head(offset, record, head);
     return ds__crc32c(seed, head, sizeof head);
 }
 

@@ -201,7 +201,19 @@ uint32_t ds__segment_seed(const struct ds_segment_header *header);
  * of the segment's header), word0, sequence, count and the hash of each record. A valid frame in the wrong place or
  * behind the wrong neighbour therefore fails. `frame->word0` is not read: it may not be stored yet. */
 uint32_t ds__frame_crc(uint32_t seed, uint64_t offset, uint32_t before, uint64_t word0, const struct ds_frame *frame);
-/* The CRC of a record's header, hash and check left out, seeded by segment and offset. Its low half is `check`. */
+/* What that begins with: the record's offset and its header, hash and check left out. Put together by whole words: a word that is
+ * read at once, but was stored in pieces, waits until all of them are in the cache. */
+enum { DS_RECORD_HEAD = 6 };
+static inline void ds__record_head(uint64_t offset, const struct ds_record *record, uint64_t head[DS_RECORD_HEAD]) {
+    static_assert(DS_RECORD_HEAD * sizeof *head == sizeof offset + sizeof *record, "the header, behind its offset");
+    head[0] = offset;
+    head[1] = 0; /* hash */
+    head[2] = record->sequence;
+    head[3] = record->previous;
+    head[4] = record->value_size;
+    head[5] = (uint64_t)record->keyspace << 40 | (uint64_t)record->op << 32 | record->key_size; /* check is 0 */
+}
+/* The CRC of that, seeded by the segment. Its low half is `check`. */
 uint32_t ds__record_seed(uint32_t seed, uint64_t offset, const struct ds_record *record);
 /* Over key and value, continued from ds__record_seed(): one record of a batch can be checked alone. `length` is the whole
  * record's. */

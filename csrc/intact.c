@@ -50,14 +50,10 @@ static bool seed_of(const struct ds_record *record, uint64_t offset, uint32_t *s
     uint64_t length = ds__record_length(record->key_size, record->value_size);
     if (length >= DS_WIDE_HASH_FROM || record->hash > UINT32_MAX)
         return false;
-    struct {
-        uint64_t offset;
-        struct ds_record header;
-    } head = {offset, *record};
-    head.header.hash = 0;
-    head.header.check = 0;
+    uint64_t head[DS_RECORD_HEAD];
+    ds__record_head(offset, record, head);
     uint32_t start = unwind((uint32_t)record->hash, record + 1, (size_t)length - sizeof *record);
-    *seed = unwind(start, &head, sizeof head);
+    *seed = unwind(start, head, sizeof head);
     return (uint16_t)start == record->check;
 }
 

@@ -33,13 +33,9 @@ static ds_status try_timed(ds_store *store, uint8_t keyspace, const ds_bytes *ke
                            bool timed, bool *untimed, bool *gone) {
     struct ds_index *index;
     struct ds_moment moment;
-    ds_status status = ds__index_now(store, &index);
-    if (status != DS_OK)
+    ds_status status = ds__moment_begin(store, timed, &index, &moment, gone);
+    if (status != DS_OK || *gone)
         return status;
-    if (timed)
-        *gone = !ds__moment_timed(store, &moment);
-    else
-        ds__moment(store, &moment);
     size_t done = 0;
     while (status == DS_OK && !*gone && !moment.untimed && done < count) {
         status = get_as_of(store, index, &moment, keyspace, &keys[done], &values[done], gone);

@@ -130,8 +130,9 @@ static inline void ds__moment(const ds_store *store, struct ds_moment *out) {
     out->shed_expired = atomic_load_explicit(&store->control->shed_expired, memory_order_acquire);
     out->limit = atomic_load_explicit(&store->control->committed, memory_order_acquire);
 }
-/* The same with its time. False: commits came too fast; under the writer lock they do not. */
-bool ds__moment_timed(const ds_store *store, struct ds_moment *out);
+/* The index in force, and a moment to read it as of; `timed`, the moment has its time. *gone: commits came too fast for that,
+ * which under the writer lock they do not. */
+ds_status ds__moment_begin(ds_store *store, bool timed, struct ds_index **index, struct ds_moment *out, bool *gone);
 /* Of a record that expires: DS_MISSING if its time is up at that moment, or if the moment is untimed. */
 ds_status ds__missing_at(const ds_store *store, const struct ds_found *found, struct ds_moment *moment);
 
@@ -177,7 +178,7 @@ ds_status ds__append(ds_store *store, uint8_t type, const ds_change *changes, co
 /* The size of the segment that a commit of `length` bytes opens; 0: it goes into the last one. Under the writer lock. */
 uint64_t ds__segment_needed(const ds_store *store, uint64_t length);
 /* Do these plans need a segment with features that the present one lacks? */
-bool ds__needs_fresh(ds_store *store, const struct ds_plan *plans, size_t count);
+ds_status ds__needs_fresh(ds_store *store, const struct ds_plan *plans, size_t count, bool *fresh);
 /* What of a plan lies in the record's value, behind the expiry. */
 const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan, uint64_t *size);
 /* What a live record counts for: its bytes, and its blob's. */
@@ -200,8 +201,10 @@ enum ds_compaction {
     DS_COMPACT_ALL,     /* all that is in the log now */
     DS_COMPACT_TIGHTLY, /* the disk is full: what can go without a new segment */
 };
-/* Moves the start of the log. `wait`: for another process that is at it, else leave it to that one. */
+/* Moves the start of the log. `wait`: for another process that is at it, else leave it to that one, or to who waits for it. */
 ds_status ds__compact(ds_store *store, bool wait, enum ds_compaction how);
+/* Waits for whoever is at it, and makes a pass if the start of the log is still at `start` then. */
+ds_status ds__make_room(ds_store *store, uint64_t start);
 
 /* recovery.c ----------------------------------------------------------------------------------------------------- */
 

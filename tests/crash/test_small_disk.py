@@ -12,6 +12,19 @@ import textwrap
 
 import pytest
 
+_PREAMBLE = """
+import sys
+from dora_state import Store, errors
+disk = sys.argv[1]
+
+def fill_disk():
+    with open(disk + "/filler", "wb", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(4096))
+        except OSError:
+            pass
+"""
 _UNSHARE = ["unshare", "--user", "--mount", "--map-root-user"]
 
 
@@ -20,8 +33,7 @@ def _in_own_mounts(tmp_path, script: str, options: str) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = f'mount -t tmpfs -o {options} none "$0" && exec "$@"'
-    code = "import sys\nfrom dora_state import Store, errors\ndisk = sys.argv[1]\n"
-    code += textwrap.dedent(script)
+    code = textwrap.dedent(_PREAMBLE) + textwrap.dedent(script)
     command = [*_UNSHARE, "sh", "-c", mount, str(disk), sys.executable, "-c", code, str(disk)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -76,12 +88,7 @@ def test_i20_a_store_is_opened_on_a_full_disk(tmp_path, opens):
     for i in range({opens}):
         with Store(disk + "/store") as store:
             store.update({{"a": b"1", "b": bytes(1000)}})
-    with open(disk + "/filler", "wb", buffering=0) as filler:
-        try:
-            while True:
-                filler.write(bytes(4096))
-        except OSError:
-            pass
+    fill_disk()
     with Store(disk + "/store") as store:
         store.delete("b")
         store.put("a", b"2")
@@ -124,12 +131,7 @@ def test_i20_what_has_expired_makes_room_on_a_full_disk(tmp_path):
 
 def test_i20_a_store_is_not_made_on_a_full_disk(tmp_path):
     script = """
-    with open(disk + "/filler", "wb", buffering=0) as filler:
-        try:
-            while True:
-                filler.write(bytes(4096))
-        except OSError:
-            pass
+    fill_disk()
     try:
         Store(disk + "/store")
     except errors.StoreFull:
