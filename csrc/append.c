@@ -72,11 +72,15 @@ static bool expires(const struct ds_plan *plans, size_t count) {
     return false;
 }
 
-bool ds__needs_fresh(ds_store *store, const struct ds_plan *plans, size_t count) {
+ds_status ds__needs_fresh(ds_store *store, const struct ds_plan *plans, size_t count, bool *fresh) {
     struct ds_segment *segment;
-    return expires(plans, count) &&
-           ds__segments_at(&store->segments, store->control->tail.segment_base, &segment) == DS_OK &&
-           (ds__segment_header(segment)->incompat & DS_EXPIRY_INCOMPAT) == 0;
+    *fresh = false;
+    if (!expires(plans, count))
+        return DS_OK;
+    ds_status status = ds__segments_at(&store->segments, store->control->tail.segment_base, &segment);
+    if (status == DS_OK)
+        *fresh = (ds__segment_header(segment)->incompat & DS_EXPIRY_INCOMPAT) == 0;
+    return status;
 }
 
 /* A segment that names many bytes of blobs ends early, because they go only when it goes. */

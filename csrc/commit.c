@@ -241,8 +241,11 @@ static ds_status commit_locked(ds_store *store, const struct outline *outline, c
         *sequence = control->tail.sequence;
         return DS_OK;
     }
-    bool fresh = now != 0 && ds__needs_fresh(store, plans, count);
-    status = ds__append(store, DS_FRAME_COMMIT, changes, plans, count, length, fresh);
+    bool fresh = false;
+    if (now != 0)
+        status = ds__needs_fresh(store, plans, count, &fresh);
+    if (status == DS_OK)
+        status = ds__append(store, DS_FRAME_COMMIT, changes, plans, count, length, fresh);
     if (status != DS_OK)
         return status;
     *written = true;
@@ -274,7 +277,7 @@ static ds_status enter(ds_store *store, const struct outline *outline, bool at_o
         uint64_t start = atomic_load_explicit(&control->start, memory_order_relaxed);
         atomic_fetch_add_explicit(&control->waits, 1, memory_order_relaxed);
         /* Whoever is at it may be stopped: one commit has waited for that, and none will until this handle has compacted. */
-        if (ds__compact(store, true, DS_COMPACT_DUE) != DS_OK)
+        if (ds__make_room(store, start) != DS_OK)
             atomic_store_explicit(&store->compacting_fails, true, memory_order_relaxed);
         status = ds__writer_enter_within(store, timeout_ms);
         if (atomic_load_explicit(&control->start, memory_order_relaxed) == start)

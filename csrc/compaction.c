@@ -156,7 +156,6 @@ static ds_status look_at_tail(ds_store *store, struct ds_tail *tail) {
 static ds_status run_pass(struct ds_pass *pass, uint64_t until, bool *moved) {
     ds_store *store = pass->store;
     uint64_t from = start_of(store), to = from;
-    *moved = false;
     for (;;) {
         struct ds_tail tail;
         struct ds_segment *segment, *successor;
@@ -167,13 +166,16 @@ static ds_status run_pass(struct ds_pass *pass, uint64_t until, bool *moved) {
             break; /* what was copied takes room twice until its segment is dropped */
         if (until != 0 ? to >= until : !go_on(&tail, to, ds__expired_bytes(store)))
             break;
+        size_t doomed = pass->blob_count;
         status = ds__segments_at(&store->segments, to, &segment);
         if (status == DS_OK)
             status = ds__segments_at(&store->segments, segment->end, &successor);
         if (status == DS_OK)
             status = ds__empty_segment(pass, segment, successor);
-        if (status == DS_FULL && to > from)
-            break; /* drop what has been emptied: that makes room for the rest */
+        if (status == DS_FULL && to > from) { /* drop what has been emptied: that makes room for the rest */
+            pass->blob_count = doomed;        /* which keeps its large values */
+            break;
+        }
         if (status != DS_OK)
             return status;
         to = segment->end;
@@ -197,7 +199,6 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *mov
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     pass->store = store;
     pass->tight = tight;
-    ds__reclaim(store); /* what the last pass has dropped */
     atomic_store_explicit(&store->reclaiming, true, memory_order_relaxed);
     ds__enter(store);
     ds_status status = run_pass(pass, until, moved);
@@ -207,52 +208,97 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *mov
     return status;
 }
 
-static ds_status compact_due(ds_store *store) {
-    bool moved = true;
-    ds_status status = DS_OK;
-    while (status == DS_OK && moved) {
-        struct ds_tail tail;
-        ds__enter(store);
-        sample_expired(store);
-        ds__leave(store);
-        status = look_at_tail(store, &tail);
-        if (status != DS_OK || !is_due(&tail, start_of(store), ds__expired_bytes(store)))
-            break;
-        status = one_pass(store, 0, false, &moved);
-    }
-    return status;
-}
+/* ---- a compaction: one pass after the other -------------------------------------------------------------------------- */
 
-static ds_status compact_until(ds_store *store, uint64_t until, bool tight) {
-    bool moved = true;
-    ds_status status = DS_OK;
-    while (status == DS_OK && moved && start_of(store) < until)
-        status = one_pass(store, until, tight, &moved);
-    return status;
+static ds_status due_pass(ds_store *store, bool *moved) {
+    struct ds_tail tail;
+    ds__enter(store);
+    sample_expired(store);
+    ds__leave(store);
+    ds_status status = look_at_tail(store, &tail);
+    if (status != DS_OK || !is_due(&tail, start_of(store), ds__expired_bytes(store)))
+        return status;
+    return one_pass(store, 0, false, moved);
 }
 
 /* Everything that is in the log now: a first HEAD opens a new segment, so that today's tail can go too. */
-static ds_status compact_all(ds_store *store) {
+static ds_status until_all(ds_store *store, uint64_t *until) {
     ds_status status = ds__writer_enter(store);
     if (status != DS_OK)
         return status;
     struct ds_tail tail = store->control->tail;
     store->control->tail.opened_ns = 0; /* a small segment again, however fast the last ones were filled */
     ds__writer_leave(store);
-    uint64_t until = tail.segment_base;
-    if (tail.offset > tail.segment_base + DS_SEGMENT_HEADER) {
-        uint64_t end;
-        status = append_head(store, start_of(store), true, &end);
-        until = tail.segment_base + tail.segment_size;
-    }
-    return status == DS_OK ? compact_until(store, until, false) : status;
+    uint64_t end;
+    *until = tail.segment_base;
+    if (tail.offset == tail.segment_base + DS_SEGMENT_HEADER)
+        return DS_OK;
+    *until += tail.segment_size;
+    return append_head(store, start_of(store), true, &end);
 }
 
 /* On a full disk: what can go without a new segment. */
-static ds_status compact_tightly(ds_store *store) {
+static ds_status until_tail(ds_store *store, uint64_t *until) {
     struct ds_tail tail;
     ds_status status = look_at_tail(store, &tail);
-    return status == DS_OK ? compact_until(store, tail.segment_base, true) : status;
+    if (status == DS_OK)
+        *until = tail.segment_base;
+    return status;
+}
+
+/* The next pass of a compaction. `until`: how far it goes, 0: not known yet. */
+static ds_status next_pass(ds_store *store, enum ds_compaction how, uint64_t *until, bool *moved) {
+    ds_status status = DS_OK;
+    if (how == DS_COMPACT_DUE)
+        return due_pass(store, moved);
+    if (*until == 0)
+        status = how == DS_COMPACT_ALL ? until_all(store, until) : until_tail(store, until);
+    if (status != DS_OK || start_of(store) >= *until)
+        return status;
+    return one_pass(store, *until, how == DS_COMPACT_TIGHTLY, moved);
+}
+
+/* Takes the lock for a pass. A predecessor that died left nothing to repair: a pass can be run again from any point. */
+static ds_status begin_pass(ds_store *store, bool wait, bool *taken) {
+    bool died;
+    struct ds_lock *lock = &store->control->compact_lock;
+    const char *holder = "another compaction", *path = store->directory.path;
+    *taken = true;
+    return wait ? ds__lock_take(lock, holder, store->options.lock_timeout_ms, path, &died)
+                : ds__lock_try(lock, holder, path, taken, &died);
+}
+
+static void end_pass(ds_store *store, ds_status status) {
+    atomic_store_explicit(&store->compacting_fails, status != DS_OK, memory_order_relaxed);
+    ds__lock_release(&store->control->compact_lock);
+    ds__reclaim(store); /* writers that wait for room do not wait for this */
+}
+
+/* Between two passes the lock is given back: who waits for room goes on with what the first of them has made. */
+ds_status ds__compact(ds_store *store, bool wait, enum ds_compaction how) {
+    uint64_t until = 0;
+    bool moved = true;
+    ds_status status = DS_OK;
+    while (status == DS_OK && moved) {
+        status = begin_pass(store, wait, &moved);
+        if (status != DS_OK || !moved)
+            break;
+        moved = false;
+        status = next_pass(store, how, &until, &moved);
+        end_pass(store, status);
+    }
+    return status;
+}
+
+ds_status ds__make_room(ds_store *store, uint64_t start) {
+    bool moved;
+    ds_status status = begin_pass(store, true, &moved);
+    if (status != DS_OK)
+        return status;
+    if (start_of(store) == start)
+        status = due_pass(store, &moved);
+    end_pass(store, status);
+    return status;
 }
 
 ds_status ds_compact(ds_store *store) {
@@ -271,22 +317,4 @@ ds_status ds_compact(ds_store *store) {
             break; /* else what went makes room for the rest */
     }
     return ds__advise(status, DS_TIMEOUT, "what was compacted stays so: compact again");
-}
-
-ds_status ds__compact(ds_store *store, bool wait, enum ds_compaction how) {
-    bool taken = true, died;
-    struct ds_lock *lock = &store->control->compact_lock;
-    /* A predecessor that died left nothing to repair: a pass can be run again from any point. */
-    const char *holder = "another compaction", *path = store->directory.path;
-    ds_status status = wait ? ds__lock_take(lock, holder, store->options.lock_timeout_ms, path, &died)
-                            : ds__lock_try(lock, holder, path, &taken, &died);
-    if (status != DS_OK || !taken)
-        return status;
-    status = how == DS_COMPACT_DUE   ? compact_due(store)
-             : how == DS_COMPACT_ALL ? compact_all(store)
-                                     : compact_tightly(store);
-    atomic_store_explicit(&store->compacting_fails, status != DS_OK, memory_order_relaxed);
-    ds__lock_release(lock);
-    ds__reclaim(store); /* writers that wait for room do not wait for this */
-    return status;
 }

@@ -10,7 +10,8 @@
 struct ds_lock {
     pthread_mutex_t mutex;
     /* Set by a waiter that has slept for 1 ms. The mutex is unfair: a busy writer takes it again before the one it woke
-     * is running, and a waiter was seen to starve for 10 s beside 100,000 commits. Whoever finds it set waits once. */
+     * is running, and a waiter was seen to starve for 10 s beside 100,000 commits. Whoever finds it set waits once, or leaves
+     * it to the waiter. */
     _Atomic uint32_t starving;
 };
 
@@ -20,7 +21,7 @@ ds_status ds__lock_init(struct ds_lock *lock);
  * something else gives another (ds__advise). *died tells that the last owner died holding it; the lock is then ours and
  * usable all the same. */
 ds_status ds__lock_take(struct ds_lock *lock, const char *holder, int timeout_ms, const char *path, bool *died);
-/* As take, but gives up at once. *taken tells whether it is ours. */
+/* As take, but gives up at once, also where somebody has waited for 1 ms. *taken tells whether it is ours. */
 ds_status ds__lock_try(struct ds_lock *lock, const char *holder, const char *path, bool *taken, bool *died);
 void ds__lock_release(struct ds_lock *lock);
 

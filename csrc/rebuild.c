@@ -215,8 +215,7 @@ static bool may_begin(const struct ds_inventory *files, const struct ds_log_end 
  * vouches for it; if none has one, it is the log's end that is torn. */
 static ds_status pick_start_in(ds_store *store, struct ds_inventory *files, size_t first, size_t last,
                                struct ds_rebuild *rebuild, struct ds_log_end *end, bool *found) {
-    bool fallback = false;
-    size_t earliest = first;
+    bool fallback = false; /* the first may begin it, but is not read to the end */
     *found = false;
     for (size_t at = first; at <= last;) {
         files->first = at;
@@ -227,17 +226,14 @@ static ds_status pick_start_in(ds_store *store, struct ds_inventory *files, size
         *found = may_begin(files, end) && (whole || at > first);
         if (*found)
             return DS_OK;
-        if (may_begin(files, end) && !fallback) {
-            fallback = true;
-            earliest = at;
-        }
+        fallback = fallback || may_begin(files, end);
         at = end->segments > at ? end->segments : at + 1;
         ds__index_free(rebuild->index);
         rebuild->index = NULL;
     }
     if (!fallback)
         return DS_OK;
-    files->first = earliest;
+    files->first = first;
     *found = true;
     return read_run(store, files, UINT64_MAX, rebuild, end);
 }

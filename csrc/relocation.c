@@ -112,7 +112,6 @@ static ds_status flush(struct ds_pass *pass) {
     ds_store *store = pass->store;
     struct ds_index *index;
     uint64_t length = 0;
-    size_t doomed = pass->blob_count;
     ds_status status = ds__writer_enter(store);
     if (status != DS_OK)
         return status;
@@ -127,8 +126,6 @@ static ds_status flush(struct ds_pass *pass) {
     if (status == DS_OK) {
         atomic_fetch_add_explicit(&store->control->relocated_bytes, length, memory_order_relaxed);
         pass->moved_bytes += length;
-    } else {
-        pass->blob_count = doomed; /* what has expired keeps its slot, and so its blob */
     }
     batch->count = 0;
     batch->bytes = 0;

@@ -221,8 +221,10 @@ static ds_status copy_frame(void *context, uint64_t offset, const struct ds_fram
         return status;
     if (type == DS_FRAME_COMMIT)
         tail->sequence = frame->sequence - 1;
-    bool fresh = ds__needs_fresh(repair->draft, repair->plans, frame->count);
-    status = ds__append(repair->draft, type, repair->changes, repair->plans, frame->count, length, fresh);
+    bool fresh;
+    status = ds__needs_fresh(repair->draft, repair->plans, frame->count, &fresh);
+    if (status == DS_OK)
+        status = ds__append(repair->draft, type, repair->changes, repair->plans, frame->count, length, fresh);
     if (status != DS_OK)
         return status;
     if (type == DS_FRAME_RELOCATE)

@@ -52,6 +52,7 @@ TESTS = [
     "test_expiry",
     "test_processes",
     "test_races",
+    "test_compaction",
     "test_hostile",
     "every_store 1 1",
     "kill_sweep 150 1 /dev/shm",
@@ -548,7 +549,7 @@ MUTANTS = [
         "no-segment-for-expiring-records",
         "append.c",
         "an older build opens the store and takes the end of the log for torn",
-        ("    return expires(plans, count) &&\n", "    return count == 0 &&\n"),
+        ("    if (!expires(plans, count))\n", "    if (count > 0)\n"),
     ),
     mutant(
         "expiry-believed-unchecked",
@@ -665,9 +666,9 @@ MUTANTS = [
     ),
     mutant(
         "doomed-before-it-is-dead",
-        "relocation.c",
+        "compaction.c",
         "compaction removes the file of a key that it failed to give up",
-        ("        pass->blob_count = doomed;", "        (void)doomed;"),
+        ("            pass->blob_count = doomed;", "            (void)doomed;"),
     ),
     mutant(
         "half-a-scan",
@@ -936,6 +937,46 @@ MUTANTS = [
         (
             "            atomic_store_explicit(&store->compacting_fails, true, memory_order_relaxed);\n        status",
             "            ;\n        status",
+        ),
+    ),
+    mutant(
+        "put-waits-for-all-passes",
+        "compaction.c",
+        "a put that waits for room goes on waiting when there is some",
+        (
+            "        status = next_pass(store, how, &until, &moved);\n",
+            "        do\n            status = next_pass(store, how, &until, &moved);\n"
+            "        while (status == DS_OK && moved && (moved = false, start_of(store) > 0));\n",
+        ),
+    ),
+    mutant(
+        "keeper-before-who-waits",
+        "lock.c",
+        "between two passes a put that waits for room is outrun by the keeper",
+        (
+            "    if (atomic_exchange_explicit(&lock->starving, 0, memory_order_relaxed) != 0)\n        return DS_OK;\n",
+            "",
+        ),
+    ),
+    mutant(
+        "dead-is-moved",
+        "relocation.c",
+        "a key that is overwritten while it is to move gets its old value back",
+        ("    plan->write = live && !expired", "    plan->write = !expired"),
+    ),
+    mutant(
+        "slot-given-up-unseen",
+        "relocation.c",
+        "a key that is put anew while its tombstone goes is missing",
+        ("    if (ds__slot_offset(slot) == offset)\n", "    if (slot != offset)\n"),
+    ),
+    mutant(
+        "segment-for-expiring-records-guessed",
+        "append.c",
+        "where the last segment cannot be looked at, an expiring record lands in one that is not for it",
+        (
+            "incompat & DS_EXPIRY_INCOMPAT) == 0;\n    return status;",
+            "incompat & DS_EXPIRY_INCOMPAT) == 0;\n    return DS_OK;",
         ),
     ),
     mutant(
@@ -1382,6 +1423,11 @@ UNCHANGED = Mutant("unchanged", "nothing", ())
 
 # Which test notices it: a program of tests/c and its arguments, for most the name of one of its tests.
 NOTICED_BY: dict[str, str] = {
+    "put-waits-for-all-passes": "test_compaction a_put_waits_no_longer_than_until_there_is_room",
+    "keeper-before-who-waits": "test_compaction who_has_waited_for_long_goes_first",
+    "dead-is-moved": "test_compaction i17_what_changes_while_it_is_to_move_stays_changed",
+    "slot-given-up-unseen": "test_compaction i17_what_changes_while_it_is_to_move_stays_changed",
+    "segment-for-expiring-records-guessed": "test_compaction an_expiring_put_that_finds_no_segment_is_refused",
     "clean-floor-not-durable": "test_sync i7_a_clean_close_says_so_of_what_is_on_disk",
     "clean-floor-before-its-data": "test_sync i7_a_clean_close_says_so_of_what_is_on_disk",
     "covered-sync-hides-the-error": "test_sync i10_a_failed_sync_is_final_for_all",
@@ -1489,7 +1535,7 @@ NOTICED_BY: dict[str, str] = {
     "spare-leaks-its-descriptor": "test_spare it_becomes_the_next_segment",
     "any-failure-is-the-disk's": "test_sync a_sync_without_descriptors_can_be_tried_again",
     "large-value-gone-after-damage": "test_sigbus a_large_value_survives_its_index",
-    "doomed-before-it-is-dead": "test_expiry a_compaction_that_runs_full_takes_no_large_value_along",
+    "doomed-before-it-is-dead": "test_compaction i20_a_compaction_that_runs_full_keeps_what_it_does_not_drop",
     "half-a-scan": "test_races i28_a_scan_that_is_always_overtaken_ends",
     "not-seen-to-be-in-use": "test_faults a_store_in_use_is_not_repaired_whatever_fails",
     "record-hash-skipped": "test_repair every_intact_commit_is_kept",
