@@ -100,6 +100,10 @@ class OperatorHost:
             raise ValueError(f"overload is {overload!r}; use one of {', '.join(OVERLOAD)}")
         if queue_size < 1:
             raise ValueError(f"queue_size is {queue_size}; use 1 or more")
+        if not isinstance(policy, RestartPolicy | None):
+            raise TypeError(f"policy is a {type(policy).__name__}; use a RestartPolicy")
+        if not isinstance(name, str | None):
+            raise TypeError(f"name is a {type(name).__name__}; use a str")
         path, class_name = _locate(operator)
         self.name = name or (path.stem if class_name == "Operator" else class_name)
         asked = Path(state_dir) if state_dir is not None else None
@@ -114,9 +118,9 @@ class OperatorHost:
                 durability=durability,
                 standby=standby,
                 shutdown_grace_s=shutdown_grace_s,
-                immediate=frozenset(immediate),
+                immediate=frozenset(_names("immediate", immediate)),
                 queue_size=queue_size if overload == "drop-oldest" else _NO_LIMIT,
-                preload=tuple(preload),
+                preload=_names("preload", preload),
                 environment={**variables, shared_step.VARIABLE: str(where / "shared")},
             ),
             where,
@@ -147,12 +151,12 @@ class OperatorHost:
     def close(self) -> None:
         """Close the input, and wait until the operator has handled everything and ended."""
         self.close_input()
-        self._host.ended.result()
+        self._host.wait_ended()
 
     def stop(self) -> None:
         """End after the event that is being handled. What waits behind it is lost."""
         self._host.request_stop()
-        self._host.ended.result()
+        self._host.wait_ended()
 
     def __enter__(self) -> OperatorHost:
         return self.start()
@@ -277,6 +281,12 @@ class OperatorHost:
     def store_path(self) -> Path:
         """The operator's private store. Anybody may open it read-only."""
         return self._host.store_path
+
+
+def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str):  # which is an iterable of str, too: its letters
+        raise TypeError(f"{option} is {names!r}; use a list of names: [{names!r}]")
+    return tuple(names)
 
 
 def _locate(operator: str | os.PathLike[str] | type) -> tuple[Path, str]:

@@ -6,6 +6,7 @@ so that threads and coroutines can wait for either; which of them brings an erro
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -61,6 +62,7 @@ class HostThread:
             self._thread.start()
         except RuntimeError:
             raise OperatorError("an OperatorHost starts once; make a new one") from None
+        self.traffic.begin()
 
     def close_input(self) -> None:
         """No more events will come; one that is degraded ends at once, as nobody is there to handle any."""
@@ -70,6 +72,11 @@ class HostThread:
     def request_stop(self) -> None:
         """End after the event that is being handled; `ended` tells when that is done."""
         self._supervisor.request_stop(clean=False)
+
+    def wait_ended(self) -> None:
+        """Who was never started has ended already."""
+        if self._thread.ident is not None:
+            self.ended.result()
 
     @property
     def status(self) -> dict[str, Any]:
@@ -110,9 +117,8 @@ class HostThread:
             self.ended.set_result(None)
 
     def _host(self) -> None:
-        supervisor = self._supervisor
-        supervisor.load()
-        with run_in(self._state_dir) as run:
+        with contextlib.closing(self._supervisor) as supervisor, run_in(self._state_dir) as run:
+            supervisor.load()
             claim = location.claim(
                 *(run, self._name),
                 state_dir=self._state_dir,

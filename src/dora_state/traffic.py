@@ -62,6 +62,7 @@ class Traffic:
         )
         self._unanswered: set[Future[list[Output]]] = set()
         self._unhandled = 0  # events that were taken
+        self._is_begun = False
         self._is_closed = False  # no more will come
         self._is_over = False  # the operator has ended
         self._lock = threading.Lock()  # over the four above
@@ -72,6 +73,7 @@ class Traffic:
 
     def take_apart(self, content: Mapping[str, Any]) -> inputs.Event:
         """Copy an event; it needs room next."""
+        self._check_begun()
         return self.supervisor.take_apart(content)
 
     def room(self, event: inputs.Event) -> Future[None] | None:
@@ -107,7 +109,18 @@ class Traffic:
 
     def next_output(self) -> Future[Output | None]:
         """The next output that was no answer; None when there will be no more."""
+        self._check_begun()
         return self._stream.take()
+
+    def begin(self) -> None:
+        """The supervisor runs: whoever waits from here on will be answered."""
+        self._is_begun = True
+
+    def _check_begun(self) -> None:
+        if not self._is_begun:
+            raise OperatorError(
+                f"operator {self._name} is not started; use `with OperatorHost(...) as host`, or call start()"
+            )
 
     def close(self) -> None:
         """No more events will come."""

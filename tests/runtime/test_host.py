@@ -21,7 +21,7 @@ from hosting import EAGER, LEDGER, PATIENCE_S, kill, ledger, wait_gone
 
 from dora_state import OperatorHost, RestartPolicy, Store
 from dora_state.errors import OperatorError
-from dora_state.runtime import inputs
+from dora_state.runtime import inputs, process
 
 KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "30"))
 
@@ -351,6 +351,20 @@ def test_wrong_options_are_refused(operator, tmp_path, options):
         make(operator, tmp_path, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"immediate": "sum"}, r"use a list of names: \['sum'\]"),
+        ({"preload": "numpy"}, r"use a list of names: \['numpy'\]"),
+        ({"policy": "never"}, "use a RestartPolicy"),
+        ({"name": 5}, "use a str"),
+    ],
+)
+def test_options_of_another_type_are_refused(operator, tmp_path, options, says):
+    with pytest.raises(TypeError, match=says):
+        make(operator, tmp_path, **options)
+
+
 def test_a_forked_child_is_no_host(operator, tmp_path):
     with make(operator, tmp_path) as host:
         child = os.fork()
@@ -432,10 +446,34 @@ def test_an_error_in_the_block_is_no_clean_end(operator, tmp_path):
         assert texts(host.send("in", b"1")) == ["1 2 2"]
 
 
+def relays() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "relay"}
+
+
 def test_a_second_host_of_the_same_name_is_refused(operator, tmp_path):
     refused = pytest.raises(OperatorError, match=r"the state of node 'op' .* is in use by process")
-    with make(operator, tmp_path), refused:
-        make(operator, tmp_path).start()
+    with make(operator, tmp_path):
+        before = relays(), process.children()
+        with refused:
+            make(operator, tmp_path).start()
+        # Gone when it is told: processes, with the operator's file imported, and the thread that relays their output.
+        assert (relays(), process.children()) == before
+
+
+def test_a_host_that_was_not_started_says_so_instead_of_waiting(operator, tmp_path):
+    host = make(operator, tmp_path)
+    for call in (
+        lambda: host.send("in", b"0"),
+        lambda: host.submit("in", b"0"),
+        lambda: host.receive(),
+        lambda: next(iter(host)),
+    ):
+        with pytest.raises(OperatorError, match=r"op is not started; use `with"):
+            call()
+    host.close()  # there is nothing to wait for
+    make(operator, tmp_path).stop()
+    with make(operator, tmp_path) as host:
+        assert texts(host.send("in", b"0")) == ledger(1)
 
 
 def test_hosts_of_one_process_share_a_store(tmp_path):
