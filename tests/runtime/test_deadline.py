@@ -100,6 +100,38 @@ def test_an_output_restarts_the_deadline(host, caplog):
     assert "the operator has been in" not in caplog.text
 
 
+@pytest.mark.parametrize("standby", ["fork", "off"])
+@pytest.mark.parametrize("takes_the_abort", [True, False], ids=["aborted", "killed"])
+def test_the_successor_of_a_killed_hang_is_told_that_it_was_one(host, standby, takes_the_abort):
+    """A spare is started by the lifeline, which has nothing but a note to tell it by."""
+    how = "threading.Event().wait()" if takes_the_abort else "os.kill(os.getpid(), signal.SIGSTOP)"
+    hosted = host(
+        f"""
+        import os, signal, threading
+        import dora_state
+
+        class Operator:
+            def on_event(self, event, send_output):
+                if event["attempt"] == 1 and int(event["value"]) == 1:
+                    {how}
+                info = dora_state.restore_info()
+                send_output("told", f"{{info.reason}}: {{info.detail}}".encode())
+                return 0
+        """,
+        policy=replace(EAGER, event_deadline=0.3, kill_hung=["event"]),
+        standby=standby,
+    ).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    if standby == "fork":
+        hosted.wait_spare()
+    hosted.send(1)
+    told = hosted.wait_outputs(2)[1]
+    assert told.startswith("hang: ")
+    assert "hang in event" in told
+    hosted.finish()
+
+
 def test_an_event_that_hangs_each_time_is_a_dead_letter(host):
     source = LEDGER.replace(
         "self.count += 1",

@@ -5,7 +5,7 @@ The named points of a worker are in test_restart.py and test_shared_writes.py.
 
 from __future__ import annotations
 
-import platform
+import re
 import signal
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from stepping import (
     CommitWatch,
     attach_to_stopped,
     kill_traced,
+    only_where_steps_work,
     step_to,
     steps,
     steps_in_the_engine,
@@ -26,6 +27,22 @@ from dora_state._core import Store
 from dora_state.runtime import killpoint, step
 
 NEW = 7
+
+
+def test_every_named_point_of_the_code_is_one_that_the_tests_cycle_through():
+    """They take the tuples of killpoint.py: a point that is in none of them would never be a place to die."""
+    runtime = Path(killpoint.__file__).parent
+    in_code = set()
+    for path in runtime.glob("*.py"):
+        in_code.update(re.findall(r'killpoint\.reach\(\s*"([^"]+)"', path.read_text()))
+    cycled = (
+        *killpoint.START_POINTS,
+        *killpoint.EVENT_POINTS,
+        *killpoint.SHARED_POINTS,
+        *killpoint.RECOVERY_POINTS,
+        *killpoint.HOST_POINTS,
+    )
+    assert in_code == set(cycled)
 
 
 @pytest.mark.parametrize("point", killpoint.HOST_POINTS)
@@ -75,6 +92,7 @@ def count_on_record(path: Path) -> int:
 STEPS = 8
 
 
+@only_where_steps_work
 def test_death_at_the_named_points_of_a_commit_leaves_the_ledger_exact(host):
     """From word0 on it counts, and its event is not handled again, whatever had still to be done."""
     rounds = 2 * COMMIT_POINTS
@@ -98,7 +116,7 @@ def test_death_at_the_named_points_of_a_commit_leaves_the_ledger_exact(host):
     assert hosted.statuses[-1]["replayed"] == replayed == 2
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the offset of the instruction pointer")
+@only_where_steps_work
 def test_death_at_any_instruction_of_a_commit_leaves_the_ledger_exact(host):
     """Stepped through once to see where the engine begins and ends, then killed at instructions that are
     spread over that.

@@ -231,7 +231,7 @@ def test_restarts_leave_nothing_open_and_no_process_behind(host):
     assert wait_gone(zygote)
 
 
-def test_restore_gets_the_last_saved_state_before_the_next_event(host, tmp_path):
+def test_i31_restore_gets_the_last_saved_state_before_the_next_event(host, tmp_path):
     hosted = host(
         """
         from dora_state.operator import delete_state, save_state

@@ -61,7 +61,7 @@ def restored(capfd) -> list[int]:
 
 
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW.keys())
-def test_the_same_state_twice_then_the_one_before(host, capfd, caplog, how):
+def test_i31_the_same_state_twice_then_the_one_before(host, capfd, caplog, how):
     hosted = with_snapshots(host, 2, 4, last=5, bad=(5,), how=how)
     kill(hosted.wait_running()["worker_pid"])
     hosted.send(100)
@@ -73,6 +73,20 @@ def test_the_same_state_twice_then_the_one_before(host, capfd, caplog, how):
     assert hosted.state() == {"count": b"5", "total": b"106"}
     assert hosted.step().number == 6  # the number of the input is not rolled back
     assert "the effects of 1 later events are undone" in caplog.text
+
+
+def test_i31_a_state_that_crashes_on_restore_backs_off(host):
+    """The first restart after a failure is at once, the second is not."""
+    policy = RestartPolicy(restart_delay=0.05, max_restore_attempts=0)
+    hosted = host(kill="restore@2,restore@3", policy=policy).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    kill(hosted.wait_running()["worker_pid"])
+    hosted.send(1)
+    assert hosted.wait_outputs(2) == ledger(2)
+    hosted.finish()
+    waited_for = [each["restarts"] for each in hosted.statuses if each["state"] == "waiting"]
+    assert set(waited_for) == {3}
 
 
 def test_a_roll_back_restores_all_keys_and_removes_those_that_came_later(host):

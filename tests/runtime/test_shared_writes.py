@@ -280,6 +280,38 @@ def test_a_conflict_runs_the_handler_again_and_charges_nobody(counting, shared, 
     assert (hosted.supervisor.account.conflicts, hosted.supervisor.account.restarts) == (1, 0)
 
 
+def test_the_0_of_a_staged_write_is_no_sequence_and_expected_of_it_is_refused(counting, shared):
+    """0 says that a key is missing. What a write was given is found out by reading, once it is committed."""
+    hosted = counting(
+        """
+        from dora_state import kvs_compare_and_write, kvs_entry, kvs_write
+        from dora_state.errors import Conflict
+
+        class Operator:
+            shared_writes = "commit"
+
+            def on_event(self, event, send_output):
+                if event["id"] == "write":
+                    self.got = kvs_write("n", b"1")
+                    return 0
+                try:
+                    kvs_compare_and_write("n", b"lost", expected=self.got)
+                except Conflict as error:
+                    now = kvs_entry("n").sequence
+                    assert error.sequence == now > 0
+                    kvs_compare_and_write("n", b"2", expected=now)
+                send_output("got", b"%d" % self.got)
+                return 0
+        """
+    ).start()
+    hosted.send(0, id="write")
+    hosted.send(0)
+    assert hosted.wait_outputs(1) == ["0"]
+    hosted.finish()
+    assert read(shared) == {"n": b"2"}
+    assert hosted.supervisor.account.conflicts == 0
+
+
 def test_a_blind_write_does_not_conflict(counting, shared):
     meddle = f"import dora_state; dora_state.Store({str(shared)!r})['n'] = b'100'"
     source = MEDDLES.format(call="kvs_write", act='kvs_write("n", b"mine")', meddle=meddle)
