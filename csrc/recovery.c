@@ -327,7 +327,10 @@ static ds_status look(ds_store *store, struct ds_inventory *files, bool *unborn)
             return DS_OK;
         free(files->bases);
         files->bases = NULL;
-        if (status != DS_MISSING || i == LOOKS)
+        if (status == DS_MISSING && i == LOOKS)
+            return ds__fail(DS_TIMEOUT, 0, "%s: the log's first segment went during each of %d looks; open it again",
+                            store->directory.path, i);
+        if (status != DS_MISSING)
             return status;
     }
 }

@@ -66,7 +66,7 @@ static inline ds_change change_delete(const char *key) {
 }
 
 static inline ds_change change_expect(const char *key, uint64_t sequence) {
-    return (ds_change){.kind = DS_EXPECT, .expect = true, .expected = sequence, .key = key, .key_size = strlen(key)};
+    return (ds_change){.kind = DS_EXPECT, .expected = sequence, .key = key, .key_size = strlen(key)};
 }
 
 static inline ds_stats stats_of(ds_store *store) {

@@ -1,6 +1,7 @@
 /* Files that are not what this store wrote here: another history's frames, another boot's control page, another version's
  * header, missing files. */
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,7 @@
 #include "control.h"
 #include "format.h"
 #include "image.h"
+#include "status.h"
 #include "store.h"
 #include "store_help.h"
 
@@ -489,6 +491,7 @@ static void a_floor_below_the_start_of_the_log_hurts_nothing(const char *dir) {
 /* ---- I11: what recovery and compaction remove --------------------------------------------------------------------- */
 
 static unsigned removals, die_at; /* of segments; 0: never */
+static bool removals_fail;
 
 static int by_base(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
@@ -523,6 +526,8 @@ static void expect_unbroken(const char *dir) {
 ds_status __real_ds__os_unlink(const struct ds_directory *directory, const char *name);
 ds_status __wrap_ds__os_unlink(const struct ds_directory *directory, const char *name);
 ds_status __wrap_ds__os_unlink(const struct ds_directory *directory, const char *name) {
+    if (removals_fail && strstr(name, ".log") != NULL)
+        return ds__fail(DS_IO, EIO, "%s: so the test wants it", name);
     ds_status status = __real_ds__os_unlink(directory, name);
     if (status == DS_OK && strstr(name, ".log") != NULL) {
         removals++;
@@ -552,6 +557,9 @@ static void only_open(void *context) {
 /* Opens it in processes of which each dies after one removal more, until one comes through. How many removals there were. */
 static unsigned open_through_deaths(char *path) {
     unsigned sum = 0;
+    removals_fail = true; /* at first: then it is not open, and nothing is lost */
+    CHECK_IS(open_status(path, false), DS_IO);
+    removals_fail = false;
     for (;;) {
         die_at = removals + 1;
         check_join(check_spawn(only_open, path));

@@ -1,0 +1,465 @@
+/* Opening a directory in which something is not as it was a moment ago, or that never was a whole store. The linker wraps what
+ * recovery calls (ld --wrap). Whatever it meets, it says so, and changes nothing that a later open needs. */
+#include <dirent.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "image.h"
+#include "log.h"
+#include "status.h"
+#include "store.h"
+#include "store_help.h"
+
+/* ---- what is wrapped ---------------------------------------------------------------------------------------------- */
+
+static const char *vanishing; /* a part of a name: such a file is gone when it is opened, */
+static unsigned vanish_at;    /* the how manieth time; 0: each time */
+static unsigned opens;        /* of such files */
+
+ds_status __real_ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
+ds_status __wrap_ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
+ds_status __wrap_ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd) {
+    if (vanishing != NULL && strstr(name, vanishing) != NULL && mode != DS_OS_CREATE) {
+        opens++;
+        if (vanish_at == 0 || vanish_at == opens) {
+            *fd = -1;
+            return ds__fail(DS_MISSING, ENOENT, "%s: so the test wants it", name);
+        }
+    }
+    return __real_ds__os_open(directory, name, mode, fd);
+}
+
+static void vanish(const char *name, unsigned at) {
+    vanishing = name;
+    vanish_at = at;
+    opens = 0;
+}
+
+static const char *replaced; /* a directory that somebody replaces while it is opened */
+
+ds_status __real_ds__os_flock(const struct ds_directory *directory, const char *name, int fd, int kind, int timeout_ms);
+ds_status __wrap_ds__os_flock(const struct ds_directory *directory, const char *name, int fd, int kind, int timeout_ms);
+ds_status __wrap_ds__os_flock(const struct ds_directory *directory, const char *name, int fd, int kind,
+                              int timeout_ms) {
+    if (replaced != NULL) {
+        char *aside = check_format("%s.aside", replaced);
+        CHECK(rename(replaced, aside) == 0 && mkdir(replaced, 0700) == 0);
+        replaced = NULL;
+        free(aside);
+    }
+    return __real_ds__os_flock(directory, name, fd, kind, timeout_ms);
+}
+
+static bool bytes_change; /* under the eyes of who reads the log */
+
+ds_status __real_ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace,
+                          const void *key, size_t key_size, struct ds_found *out, bool *gone);
+ds_status __wrap_ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace,
+                          const void *key, size_t key_size, struct ds_found *out, bool *gone);
+ds_status __wrap_ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace,
+                          const void *key, size_t key_size, struct ds_found *out, bool *gone) {
+    return bytes_change ? ds__fail(DS_CORRUPT, 0, "so the test wants it")
+                        : __real_ds__find(store, index, hash, keyspace, key, key_size, out, gone);
+}
+
+static bool records_change;
+
+ds_status __real_ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out);
+ds_status __wrap_ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out);
+ds_status __wrap_ds__record_at(ds_store *store, uint64_t offset, struct ds_found *out) {
+    return records_change ? ds__fail(DS_CORRUPT, 0, "so the test wants it") : __real_ds__record_at(store, offset, out);
+}
+
+static const char *unreadable; /* a file: of what is mapped of it, nothing behind the first page is there */
+
+ds_status __real_ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size,
+                            bool writable, void **out);
+ds_status __wrap_ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size,
+                            bool writable, void **out);
+ds_status __wrap_ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size,
+                            bool writable, void **out) {
+    ds_status status = __real_ds__os_map(directory, name, fd, size, writable, out);
+    if (status == DS_OK && unreadable != NULL && strcmp(name, unreadable) == 0)
+        CHECK(ftruncate(fd, 4096) == 0);
+    return status;
+}
+
+/* A slow writer's segments: as small as they get. */
+uint64_t __wrap_ds__os_now_ns(void);
+uint64_t __wrap_ds__os_now_ns(void) {
+    static atomic_uint_fast64_t now;
+    return now += UINT64_C(2000000000);
+}
+
+/* ---- help --------------------------------------------------------------------------------------------------------- */
+
+static ds_status open_status(const char *dir, bool create) {
+    ds_options options = options_default();
+    options.create = create;
+    ds_store *store = NULL;
+    ds_status status = ds_open(dir, &options, &store);
+    if (status == DS_OK)
+        CHECK_OK(ds_close(store));
+    else
+        CHECK(ds_error()[0] != '\0');
+    return status;
+}
+
+enum { KEYS = 400, VALUE = 1000, LAST = 6 * DS_SEGMENT_MIN /* base of the last segment that they take */ };
+
+static void put_each(ds_store *store, unsigned from, unsigned to) {
+    static char value[VALUE];
+    for (unsigned i = from; i < to; i++) {
+        char key[16];
+        CHECK_OK(ds_put(store, DS_USER, key, (size_t)snprintf(key, sizeof key, "k%u", i), value, VALUE, NULL));
+    }
+}
+
+/* Keys 0 to `to` are there, and no others. */
+static void expect_each(const char *dir, unsigned to) {
+    ds_store *store = open_store(dir);
+    for (unsigned i = 0; i < KEYS; i++) {
+        char key[16];
+        ds_value value;
+        CHECK_IS(ds_get(store, DS_USER, key, (size_t)snprintf(key, sizeof key, "k%u", i), &value),
+                 i < to ? DS_OK : DS_MISSING);
+        if (i < to)
+            ds_unpin(&value);
+    }
+    CHECK_EQ(stats_of(store).keys[DS_USER], to);
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+/* A store of some segments, closed, without what no reboot survives. */
+static char *make_store(const char *dir) {
+    char *path = check_format("%s/store", dir);
+    ds_store *store = open_store(path);
+    put_each(store, 0, KEYS);
+    CHECK_EQ(store->control->tail.segment_base, LAST);
+    CHECK_OK(ds_close(store));
+    image_reboot(path);
+    return path;
+}
+
+static void write_at(const char *path, const void *bytes, size_t size, long at) {
+    FILE *file = fopen(path, "r+b");
+    if (file == NULL)
+        file = fopen(path, "w+b");
+    CHECK(file && fseek(file, at, SEEK_SET) == 0 && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
+}
+
+static void read_at(const char *path, void *bytes, size_t size, long at) {
+    FILE *file = fopen(path, "rb");
+    CHECK(file && fseek(file, at, SEEK_SET) == 0 && fread(bytes, 1, size, file) == size && fclose(file) == 0);
+}
+
+static char *segment_file(const char *dir, uint64_t base) {
+    char name[DS_NAME_SIZE];
+    ds__segment_name(base, name);
+    return check_format("%s/%s", dir, name);
+}
+
+/* ---- what never was a store, or is none any more ------------------------------------------------------------------ */
+
+/* The power went while the first segment was made: nothing was promised. */
+static void i11_a_store_whose_first_bytes_are_missing_was_never_born(const char *dir) {
+    static const char zeros[DS_SEGMENT_MIN];
+    char *path = check_format("%s/store", dir);
+    CHECK(mkdir(path, 0700) == 0);
+    write_at(segment_file(path, 0), zeros, sizeof zeros, 0);
+    CHECK_IS(open_status(path, false), DS_NOT_A_STORE);
+    CHECK_OK(open_status(path, true));
+    CHECK_OK(open_status(path, false));
+}
+
+/* What is left of a store without its segments makes no new one. */
+static void i11_a_store_without_segments_is_not_made_anew(const char *dir) {
+    static const char *const kept[] = {"control", "floor"};
+    for (size_t i = 0; i < CHECK_COUNT(kept); i++) {
+        char *path = check_format("%s/%zu", dir, i);
+        ds_store *store = open_store(path);
+        put(store, "k", "v");
+        CHECK_OK(ds_close(store));
+        DIR *entries = opendir(path);
+        CHECK(entries);
+        for (struct dirent *entry; (entry = readdir(entries)) != NULL;)
+            if (entry->d_name[0] != '.' && strcmp(entry->d_name, kept[i]) != 0)
+                CHECK(unlink(check_format("%s/%s", path, entry->d_name)) == 0);
+        closedir(entries);
+        CHECK_IS(open_status(path, true), DS_CORRUPT);
+        CHECK_IS(open_status(path, false), DS_CORRUPT);
+        CHECK_EQ(check_entries(path), 3);
+    }
+}
+
+static void files_of_others_are_named(const char *dir) {
+    static const char *const names[] = {"as-long-as-a-blob.txt", "short"};
+    for (size_t i = 0; i < CHECK_COUNT(names); i++) {
+        char *path = check_format("%s/%zu", dir, i);
+        CHECK(mkdir(path, 0700) == 0);
+        write_at(check_format("%s/%s", path, names[i]), "", 0, 0);
+        CHECK_IS(open_status(path, true), DS_NOT_A_STORE);
+        CHECK(strstr(ds_error(), names[i]));
+    }
+}
+
+/* ---- what goes meanwhile ------------------------------------------------------------------------------------------ */
+
+static void a_first_segment_that_always_goes_is_given_up(const char *dir) {
+    char *path = make_store(dir);
+    vanish(".log", 0);
+    CHECK_IS(open_status(path, true), DS_TIMEOUT);
+    vanish(".log", 1); /* once, as compaction does it */
+    CHECK_OK(open_status(path, true));
+    vanish(NULL, 0);
+    expect_each(path, KEYS);
+}
+
+static void a_segment_that_goes_while_the_log_is_read_is_damage(const char *dir) {
+    char *path = make_store(dir);
+    vanish(segment_file(path, LAST) + strlen(path) + 1, 0); /* below the floor */
+    CHECK_IS(open_status(path, true), DS_CORRUPT);
+    CHECK(opens > 0);
+    vanish(NULL, 0);
+    expect_each(path, KEYS);
+}
+
+static void a_control_page_that_goes_is_made_anew(const char *dir) {
+    char *path = make_store(dir);
+    CHECK_OK(open_status(path, true));
+    vanish("control", 1);
+    CHECK_OK(open_status(path, true));
+    CHECK(opens >= 1);
+    vanish(NULL, 0);
+    expect_each(path, KEYS);
+}
+
+static void a_directory_that_is_replaced_is_not_opened(const char *dir) {
+    char *path = make_store(dir);
+    replaced = path;
+    CHECK_IS(open_status(path, true), DS_IN_USE);
+    CHECK_EQ(check_entries(path), 2); /* the new one is left alone */
+    CHECK(rmdir(path) == 0 && rename(check_format("%s.aside", path), path) == 0);
+    expect_each(path, KEYS);
+}
+
+static void bytes_that_change_while_the_log_is_read_are_damage(const char *dir) {
+    char *path = make_store(dir);
+    bytes_change = true;
+    CHECK_IS(open_status(path, true), DS_CORRUPT);
+    bytes_change = false;
+    write_at(check_format("%s/0123456789abcdef.blob", path), "x", 1, 0);
+    records_change = true;
+    CHECK_IS(open_status(path, true), DS_CORRUPT);
+    records_change = false;
+    expect_each(path, KEYS);
+}
+
+/* A disk that does not give back what is there is no end of the log: nothing is dropped for it. */
+static void i13_a_disk_that_cannot_read_is_no_end(const char *dir) {
+    char *path = make_store(dir), *log = segment_file(path, DS_SEGMENT_MIN);
+    CHECK(unlink(check_format("%s/floor", path)) == 0); /* which would say so anyway */
+    unsigned files = check_entries(path);
+    unreadable = log + strlen(path) + 1;
+    CHECK_IS(open_status(path, true), DS_IO);
+    CHECK(strstr(ds_error(), "check the disk"));
+    unreadable = NULL;
+    CHECK_EQ(check_entries(path), files);
+}
+
+/* Whoever verifies has to open what others wrote. */
+static void a_segment_that_cannot_be_opened_fails_a_verify(const char *dir) {
+    char *path = make_store(dir);
+    ds_store *first = open_store(path), *second = open_store(path);
+    vanish(".log", 0);
+    ds_status status = ds_verify(second, NULL);
+    CHECK_IS(status, DS_CORRUPT);
+    vanish(NULL, 0);
+    CHECK_OK(ds_verify(second, NULL));
+    CHECK_OK(ds_close(second));
+    CHECK_OK(ds_close(first));
+}
+
+/* ---- the index and the control page ------------------------------------------------------------------------------- */
+
+/* While somebody has it mapped nobody may make another: that one goes on, and who comes is told what to do. */
+static void an_index_that_is_lost_in_use_is_not_made_anew(const char *dir) {
+    ds_store *first = open_store(dir), *second;
+    ds_value value;
+    put(first, "k", "v");
+    CHECK(unlink(check_format("%s/index.%016llx", dir, (unsigned long long)first->control->generation)) == 0);
+    second = open_store(dir);
+    CHECK_IS(ds_get(second, DS_USER, "k", 1, &value), DS_CORRUPT);
+    CHECK(strstr(ds_error(), "close the store in all processes"));
+    CHECK_OK(ds_close(second));
+    expect_value(first, "k", "v");
+    CHECK_OK(ds_close(first));
+    second = open_store(dir);
+    expect_value(second, "k", "v");
+    CHECK_OK(ds_close(second));
+}
+
+static void an_index_that_is_no_file_is_made_anew(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "v");
+    char *index = check_format("%s/index.%016llx", dir, (unsigned long long)store->control->generation);
+    CHECK_OK(ds_close(store));
+    CHECK(unlink(index) == 0 && mkfifo(index, 0600) == 0);
+    store = open_store(dir);
+    expect_value(store, "k", "v");
+    CHECK(access(index, F_OK) != 0);
+    CHECK_OK(ds_close(store));
+}
+
+static void i33_a_page_of_another_pid_namespace_is_refused_in_use(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "v");
+    store->control->identity.pid_namespace ^= 1;
+    CHECK_IS(open_status(dir, true), DS_IN_USE);
+    CHECK(strstr(ds_error(), "namespace"));
+    CHECK_OK(ds_close(store)); /* as it is not any more, the page is made anew */
+    store = open_store(dir);
+    expect_value(store, "k", "v");
+    CHECK_OK(ds_close(store));
+}
+
+/* ---- what a dead writer left -------------------------------------------------------------------------------------- */
+
+/* The heir that cannot finish a commit gives the lock back, and the next one does. */
+static void i2_a_repair_that_fails_is_done_by_the_next(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "1");
+    struct ds_control *control = store->control;
+    uint64_t begin = control->tail.offset;
+    put(store, "k", "2");
+    control->intent.begin = begin;
+    ds__tail_store(&control->intent.after, &control->tail);
+    atomic_store(&control->intent.end, control->tail.offset);
+    uint64_t generation = atomic_exchange(&control->generation, 1000000);
+    CHECK_IS(ds_put(store, DS_USER, "k", 1, "3", 1, NULL), DS_CORRUPT);
+    CHECK_EQ(atomic_load(&control->repairs), 0);
+    atomic_store(&control->generation, generation);
+    put(store, "k", "4");
+    CHECK_EQ(stats_of(store).repairs, 1);
+    expect_value(store, "k", "4");
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+/* A frame counts by its checksums, not by its first word. */
+static void i1_a_frame_with_a_wrong_body_is_undone(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "1");
+    struct ds_control *control = store->control;
+    uint64_t begin = control->tail.offset, length = 200;
+    struct ds_segment *segment;
+    CHECK_OK(ds__segments_at(&store->segments, control->tail.segment_base, &segment));
+    control->intent.begin = begin;
+    ds__tail_store(&control->intent.after, &control->tail);
+    atomic_store(&control->intent.end, begin + length);
+    memset(ds__segment_at(segment, begin), 0x55, length);
+    uint64_t word0 = ds__word0(length, DS_FRAME_COMMIT);
+    memcpy(ds__segment_at(segment, begin), &word0, sizeof word0);
+    uint64_t sequence = put(store, "k", "2");
+    CHECK_EQ(stats_of(store).repairs, 1);
+    CHECK_EQ(expect_value(store, "k", "2"), sequence);
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+/* ---- the end of the log ------------------------------------------------------------------------------------------- */
+
+/* Gives the frame at `offset` of the only segment another sequence, and all checksums that go with it. */
+static void renumber(const char *path, uint64_t offset, uint32_t before, uint64_t sequence) {
+    static unsigned char bytes[DS_SEGMENT_MIN];
+    char *log = segment_file(path, 0);
+    read_at(log, bytes, sizeof bytes, 0);
+    struct ds_segment_header header;
+    memcpy(&header, bytes, sizeof header);
+    struct ds_frame *frame = (struct ds_frame *)(void *)(bytes + offset);
+    frame->sequence = sequence;
+    frame->crc = ds__frame_crc(ds__segment_seed(&header), offset, before, frame->word0, frame);
+    write_at(log, bytes, sizeof bytes, 0);
+}
+
+/* A commit whose sequence was used before, or is lower than one before it, is none, whatever its checksums say. */
+static void i34_a_sequence_is_not_accepted_twice(const char *dir) {
+    for (uint64_t back = 0; back < 2; back++) {
+        char *path = check_format("%s/%d", dir, (int)back);
+        ds_store *store = open_store(path);
+        put(store, "a", "1");
+        uint64_t sequence = put(store, "a", "2"), offset = store->control->tail.offset;
+        uint32_t before = store->control->tail.crc;
+        put(store, "a", "3");
+        CHECK_OK(ds_close(store));
+        image_reboot(path);
+        renumber(path, offset, before, sequence - back);
+        CHECK_IS(open_status(path, true), DS_CORRUPT); /* below the floor */
+        CHECK(unlink(check_format("%s/floor", path)) == 0);
+        store = open_store(path);
+        CHECK_EQ(expect_value(store, "a", "2"), sequence);
+        CHECK(stats_of(store).dropped_bytes > 0);
+        CHECK_OK(ds_close(store));
+    }
+}
+
+/* A segment behind a gap is not the log's, nor one that knows of fewer commits than there were. */
+static void i8_what_does_not_follow_is_not_the_logs(const char *dir) {
+    for (int way = 0; way < 2; way++) {
+        char *parent = check_format("%s/%d", dir, way);
+        CHECK(mkdir(parent, 0700) == 0);
+        char *path = make_store(parent), *log = segment_file(path, DS_SEGMENT_MIN);
+        struct ds_segment_header header;
+        read_at(log, &header, sizeof header, 0);
+        CHECK(unlink(check_format("%s/floor", path)) == 0);
+        if (way == 0) {
+            CHECK(unlink(log) == 0);
+        } else {
+            header.before_sequence--;
+            header.crc = ds__segment_header_crc(&header);
+            write_at(log, &header, sizeof header, 0);
+        }
+        expect_each(path, (unsigned)header.first_sequence - 1);
+        CHECK(access(segment_file(path, header.base + header.size), F_OK) != 0);
+    }
+}
+
+/* More files than the first list of them has room for, none of them a segment. */
+static void i11_many_torn_segments_are_removed(const char *dir) {
+    enum { TORN = 100 };
+    char *path = make_store(dir);
+    for (uint64_t i = 0; i < TORN; i++)
+        write_at(segment_file(path, (i + 1000) * DS_SEGMENT_MIN), "", 0, 0);
+    unsigned files = check_entries(path);
+    expect_each(path, KEYS);
+    CHECK(check_entries(path) < files - TORN + 5); /* control page, index, reserve */
+}
+
+int main(int argc, char **argv) {
+    static const check_test tests[] = {
+        TEST(i11_a_store_whose_first_bytes_are_missing_was_never_born),
+        TEST(i11_a_store_without_segments_is_not_made_anew),
+        TEST(files_of_others_are_named),
+        TEST(a_first_segment_that_always_goes_is_given_up),
+        TEST(a_segment_that_goes_while_the_log_is_read_is_damage),
+        TEST(a_control_page_that_goes_is_made_anew),
+        TEST(a_directory_that_is_replaced_is_not_opened),
+        TEST(bytes_that_change_while_the_log_is_read_are_damage),
+        TEST(i13_a_disk_that_cannot_read_is_no_end),
+        TEST(a_segment_that_cannot_be_opened_fails_a_verify),
+        TEST(an_index_that_is_lost_in_use_is_not_made_anew),
+        TEST(an_index_that_is_no_file_is_made_anew),
+        TEST(i33_a_page_of_another_pid_namespace_is_refused_in_use),
+        TEST(i2_a_repair_that_fails_is_done_by_the_next),
+        TEST(i1_a_frame_with_a_wrong_body_is_undone),
+        TEST(i34_a_sequence_is_not_accepted_twice),
+        TEST(i8_what_does_not_follow_is_not_the_logs),
+        TEST(i11_many_torn_segments_are_removed),
+    };
+    return check_main(argc, argv, tests, CHECK_COUNT(tests));
+}
