@@ -24,6 +24,8 @@
 static atomic_uint_fast64_t fault_calls, fault_at;
 static atomic_int fault_error;
 static atomic_bool fault_forever;
+static _Atomic(const struct ds_os_site *) fault_only;
+bool ds__os_fault(void); /* tests make allocations fail by it */
 
 uint64_t ds__os_fault_arm(uint64_t at, int error, bool forever) {
     fault_at = at;
@@ -39,6 +41,22 @@ bool ds__os_fault(void) {
         return false;
     errno = fault_error;
     return true;
+}
+
+bool ds__os_fault_at(const struct ds_os_site *site) {
+    const struct ds_os_site *only = fault_only;
+    return (only == NULL || only == site) && ds__os_fault();
+}
+
+void ds__os_fault_only(const struct ds_os_site *site) {
+    fault_only = site;
+}
+
+extern const struct ds_os_site __start_ds_os_sites[], __stop_ds_os_sites[]; /* the linker's */
+
+const struct ds_os_site *ds__os_sites(size_t *count) {
+    *count = (size_t)(__stop_ds_os_sites - __start_ds_os_sites);
+    return __start_ds_os_sites;
 }
 #endif
 

@@ -127,6 +127,17 @@ bool ds__os_fence_threads(void);
 /* Fault injection: the call number `at` (counted from 1) fails with `error`, and every later one too if `forever`.
  * Returns how many calls were made since the last arming. */
 uint64_t ds__os_fault_arm(uint64_t at, int error, bool forever);
+
+/* A place in the sources where a call is made. So aligned, they lie in their section as in an array. */
+struct ds_os_site {
+    _Alignas(32) const char *file;
+    int line;
+    const char *call;
+};
+/* All of them. */
+const struct ds_os_site *ds__os_sites(size_t *count);
+/* From now on only the calls made there count, and fail; NULL: all. */
+void ds__os_fault_only(const struct ds_os_site *site);
 #endif
 
 #endif

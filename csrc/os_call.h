@@ -4,10 +4,16 @@
 
 #include "os.h"
 
-/* Each system call that can fail is made through CALL(what it gives when it fails, call), so that a test can make it fail. */
+/* Each system call that can fail is made through CALL(what it gives when it fails, call), so that a test can make it fail. The
+ * places where that is done are listed by the linker: each puts itself into a section, which os.c finds by its name. */
 #ifdef DS_FAULTS
-bool ds__os_fault(void);
-#define CALL(failure, call) (ds__os_fault() ? (failure) : (call))
+bool ds__os_fault_at(const struct ds_os_site *site);
+#define CALL(failure, call)                                                                                            \
+    __extension__({                                                                                                    \
+        static const struct ds_os_site site                                                                            \
+            __attribute__((section("ds_os_sites"), used)) = {__FILE__, __LINE__, #call};                               \
+        ds__os_fault_at(&site) ? (failure) : (call);                                                                   \
+    })
 #else
 #define CALL(failure, call) (call)
 #endif

@@ -98,7 +98,7 @@ ds_status ds__os_directory_sync(const struct ds_directory *directory) {
 ds_status ds__os_directory_list(const struct ds_directory *directory, ds_status (*visit)(void *, const char *),
                                 void *context) {
     int fd = CALL(-1, openat(directory->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    DIR *entries = fd >= 0 ? fdopendir(fd) : NULL;
+    DIR *entries = fd >= 0 ? CALL(NULL, fdopendir(fd)) : NULL;
     if (entries == NULL) {
         ds_status status = ds__os_fail(directory, "", "list the directory");
         if (fd >= 0)
@@ -108,7 +108,7 @@ ds_status ds__os_directory_list(const struct ds_directory *directory, ds_status 
     ds_status status = DS_OK;
     for (;;) {
         errno = 0;
-        struct dirent *entry = readdir(entries);
+        struct dirent *entry = CALL(NULL, readdir(entries));
         if (entry == NULL) {
             if (errno != 0)
                 status = ds__os_fail(directory, "", "list the directory");
@@ -128,7 +128,7 @@ ds_status ds__os_directory_check(const struct ds_directory *directory, bool *the
     struct stat opened, named;
     if (CALL(-1, fstat(directory->fd, &opened)) != 0)
         return ds__os_fail(directory, "", "look at the directory");
-    *there = stat(directory->path, &named) == 0 && named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+    *there = CALL(-1, stat(directory->path, &named)) == 0 && named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
     *ours = opened.st_uid == geteuid();
     return DS_OK;
 }

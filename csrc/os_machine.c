@@ -33,7 +33,7 @@ ds_status ds__os_boot_id(char out[40]) {
         return DS_OK;
     }
     int fd = CALL(-1, open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC));
-    ssize_t got = fd >= 0 ? read(fd, out, 36) : -1;
+    ssize_t got = fd >= 0 ? CALL(-1, read(fd, out, 36)) : -1;
     int error = errno;
     if (fd >= 0)
         close(fd);
@@ -44,7 +44,7 @@ ds_status ds__os_boot_id(char out[40]) {
 
 uint64_t ds__os_pid_namespace(void) {
     struct stat info;
-    return stat("/proc/self/ns/pid", &info) == 0 ? (uint64_t)info.st_ino : 0;
+    return CALL(-1, stat("/proc/self/ns/pid", &info)) == 0 ? (uint64_t)info.st_ino : 0;
 }
 
 uint64_t ds__os_now_ns(void) {

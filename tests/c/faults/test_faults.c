@@ -5,10 +5,13 @@
  *   - whatever failed gave a status of the table, with a sentence;
  *   - a fresh handle without faults finds exactly what was acknowledged: a failed call changed nothing;
  *   - no descriptor and no mapping is left behind.
- * The engine is compiled once more for this, with DS_FAULTS (csrc/os.h). */
+ * And none is left out: each place in the sources where a call is made fails once at least. Which calls can fail at all is said in
+ * tests/unit/test_system_calls.py. The engine is compiled once more for this, with DS_FAULTS (csrc/os.h). */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "os.h"
 #include "store.h"
@@ -201,11 +204,13 @@ static void damage(const char *path) {
     CHECK(file && fseek(file, 3000, SEEK_SET) == 0 && fputs("?????", file) >= 0 && fclose(file) == 0);
 }
 
-static void make_damaged(const char *path) {
+static void make_damaged(const char *path, bool large) {
     ds_store *store = open_store(path);
     struct model model = {0};
     for (unsigned i = 0; i < 20; i++)
         put_batch(store, &model, i * 16, 16, 1);
+    if (large)
+        put_big(store, &model);
     CHECK_OK(ds_close(store));
     damage(path);
 }
@@ -213,7 +218,7 @@ static void make_damaged(const char *path) {
 /* With call number `at` failing. Returns how many calls there were. */
 static uint64_t repair_once(const char *dir, uint64_t at, int error, bool forever) {
     char *path = check_format("%s/store", dir);
-    make_damaged(path);
+    make_damaged(path, false);
     unsigned before = check_entries(dir);
     (void)ds__os_fault_arm(at, error, forever);
     ds_status status = ds_repair(path, NULL);
@@ -269,11 +274,88 @@ static void a_store_in_use_is_not_repaired_whatever_fails(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* ---- each place where a call is made ------------------------------------------------------------------------------ */
+
+/* What is told below tells how many calls were made. The first of them fails, or all. */
+typedef uint64_t story(const char *dir, bool forever);
+
+/* A quick writer's puts: segments are made ahead, as files without a name. */
+static uint64_t write_quickly(const char *dir, bool forever) {
+    char *path = check_format("%s/store", dir);
+    ds_store *store = NULL;
+    ds__os_fault_arm(1, EIO, forever);
+    ds_status status = ds_open(path, &(ds_options){.group_ms = 1000, .lock_timeout_ms = 50, .create = true}, &store);
+    if (status == DS_OK) {
+        for (unsigned i = 0; i < 100 && status == DS_OK; i++) {
+            status = ds_put(store, DS_USER, "k", 1, big, 4000, NULL);
+            ds__spare_make(store);
+        }
+        ds_status closed = ds_close(store);
+        status = status == DS_OK ? closed : status;
+    }
+    uint64_t calls = ds__os_fault_arm(0, 0, false);
+    if (status != DS_OK)
+        accept(status);
+    store = open_store(path);
+    CHECK_OK(ds_verify(store, NULL));
+    (void)ds_close(store);
+    check_remove(path);
+    return calls;
+}
+
+static uint64_t repair_it(const char *dir, bool forever) {
+    return repair_once(dir, 1, EIO, forever);
+}
+
+/* Of a repair that died there is a draft. */
+static uint64_t repair_it_again(const char *dir, bool forever) {
+    char *path = check_format("%s/store", dir);
+    make_damaged(path, true);
+    CHECK(mkdir(check_format("%s.repaired-draft", path), 0700) == 0);
+    ds__os_fault_arm(1, EIO, forever);
+    ds_status status = ds_repair(path, NULL);
+    uint64_t calls = ds__os_fault_arm(0, 0, false);
+    if (status != DS_OK)
+        accept(status);
+    CHECK_OK(ds_repair(path, NULL));
+    for (int i = 1; i < 3; i++)
+        check_remove(check_format("%s.damaged-%d", path, i));
+    check_remove(path);
+    return calls;
+}
+
+/* Where a dead process has left half a segment. */
+static uint64_t live_after_a_death(const char *dir, bool forever) {
+    CHECK(mkdir(check_format("%s/store", dir), 0700) == 0);
+    CHECK(fclose(fopen(check_format("%s/store/segment.new", dir), "w")) == 0);
+    return one(dir, 1, EIO, forever);
+}
+
+/* None is forgotten: the linker knows them all. */
+static void each_call_site_fails(const char *dir) {
+    static story *const stories[] = {write_quickly, repair_it, repair_it_again, live_after_a_death};
+    size_t count;
+    const struct ds_os_site *sites = ds__os_sites(&count);
+    close(STDIN_FILENO); /* who opens a file then must move it out of the way */
+    for (size_t i = 0; i < count; i++)
+        for (int forever = 0; forever < 2; forever++) {
+            uint64_t calls = 0;
+            ds__os_fault_only(&sites[i]);
+            for (size_t told = 0; told < CHECK_COUNT(stories) && calls == 0; told++)
+                calls = stories[told](dir, forever);
+            if (calls == 0)
+                check_fail(sites[i].file, sites[i].line, "no story makes this call: %s", sites[i].call);
+        }
+    printf("%zu places where a call is made: each failed once and for ever\n", count);
+    CHECK(count >= 40);
+}
+
 int main(int argc, char **argv) {
     big = malloc(BIG);
     CHECK(big);
     memset(big, 'B', BIG);
     static const check_test tests[] = {
+        TEST(each_call_site_fails),
         TEST(each_call_fails_once),
         TEST(each_call_fails_for_ever),
         TEST(the_disk_is_full_from_each_call_on),

@@ -7,8 +7,7 @@
  *   - what failed says so with a status of the table, and what did not gave the right answer;
  *   - a fresh handle finds exactly what was acknowledged, and the log and the index agree;
  *   - nothing that was allocated is left, no descriptor, no mapping.
- * What the C library allocates for itself counts where the engine sees it fail: a directory's listing, a thread. */
-#include <dirent.h>
+ * What the C library allocates for itself counts where the engine sees it fail: a thread. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -40,7 +39,6 @@ void *__real_aligned_alloc(size_t alignment, size_t size);
 char *__real_strdup(const char *text);
 char *__real_realpath(const char *path, char *out);
 void __real_free(void *memory);
-DIR *__real_fdopendir(int fd);
 int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument);
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t count, size_t size);
@@ -49,7 +47,6 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size);
 char *__wrap_strdup(const char *text);
 char *__wrap_realpath(const char *path, char *out);
 void __wrap_free(void *memory);
-DIR *__wrap_fdopendir(int fd);
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument);
 
 void *__wrap_malloc(size_t size) {
@@ -75,9 +72,6 @@ char *__wrap_realpath(const char *path, char *out) {
 void __wrap_free(void *memory) {
     held -= memory != NULL;
     __real_free(memory);
-}
-DIR *__wrap_fdopendir(int fd) {
-    return ds__os_fault() ? NULL : __real_fdopendir(fd);
 }
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument) {
     return ds__os_fault() ? EAGAIN : __real_pthread_create(thread, attributes, run, argument);
