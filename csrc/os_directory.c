@@ -128,7 +128,8 @@ ds_status ds__os_directory_check(const struct ds_directory *directory, bool *the
     struct stat opened, named;
     if (CALL(-1, fstat(directory->fd, &opened)) != 0)
         return ds__os_fail(directory, "", "look at the directory");
-    *there = CALL(-1, stat(directory->path, &named)) == 0 && named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+    *there =
+        CALL(-1, stat(directory->path, &named)) == 0 && named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
     *ours = opened.st_uid == geteuid();
     return DS_OK;
 }
