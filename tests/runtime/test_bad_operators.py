@@ -104,6 +104,39 @@ def test_closing_all_standard_streams_harms_nothing(host):
     assert hosted.finish().clean
 
 
+GARBAGE = {
+    "zeros": "bytes(1000)",
+    "ones": "b'\\xff' * 1000",  # too large for any memory
+    "text": "b'Traceback (most recent call last):\\n' * 30",
+    "a size that is not that of its document": "struct.pack('<BBHIQ', 19, 0, 0, 8, 1 << 33)",
+    "a kind that there is not, large": "struct.pack('<BBHIQ', 99, 0, 0, 1 << 20, 1 << 20)",
+    "an output of nowhere": "struct.pack('<BBHIQ', 18 | 128, 9, 0, 8, 80) + bytes(80)",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
+def test_writing_into_the_hosts_socket_is_an_end_of_the_operator_not_of_the_host(
+    host, garbage, caplog
+):
+    wild = f"""
+                if number == 1 and event["attempt"] < 3:
+                    for fd in range(3, 64):
+                        with contextlib.suppress(OSError):
+                            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                                os.write(fd, {garbage})
+                    threading.Event().wait()
+    """
+    source = LEDGER.replace("self.count += 1", f"{wild.strip()}\n                self.count += 1")
+    source = source.replace(
+        "class Operator", "import contextlib, os, stat, struct, threading\n    class Operator"
+    )
+    hosted = host(source, policy=POLICY).start()
+    hosted.send(0, 1, 2)
+    assert hosted.wait_outputs(3) == ledger(3)
+    assert hosted.finish().clean
+    assert "what came from it is no message" in caplog.text
+
+
 def test_a_gigabyte_of_output_is_cut_and_holds_nothing_up(host, capfd):
     source = LEDGER.replace(
         "self.count += 1",

@@ -62,6 +62,10 @@ SHARED = (
     0x80  # added to a kind: its buffers are in shared memory, and the one that is sent says where
 )
 
+_KINDS = frozenset(
+    {OPEN, START, EVENT, STOP, RELOAD, MEMORY, IMPORTED, READY, OUTPUT, DONE, FAILED}
+    | {RECOVERED, CONFLICT, RESTORING, RELOADED, HOLDS, TYPE, RETURNED}
+)
 _HEADER = struct.Struct("<BBHIQ")
 _HEADER_BYTES = _HEADER.size
 MOST_ATTEMPTS = 0xFFFF  # that can be told; a degraded operator makes as many in three weeks
@@ -170,6 +174,14 @@ def frame(
     return [b"".join(pieces)] if body <= 4096 else [piece for piece in pieces if len(piece)]
 
 
+def _check_header(kind: int, count: int, document_size: int, body_size: int) -> None:
+    """Before more is waited for: whatever the operator's code wrote into a descriptor that is not its own."""
+    least = 8 * count + document_size
+    is_whole = body_size == least + -document_size % 8 if count == 0 else body_size >= least
+    if kind & ~SHARED not in _KINDS or count >= len(_SIZES) or not is_whole:
+        raise ValueError(f"kind {kind}, {count} buffers, sizes {document_size} and {body_size}")
+
+
 class Channel:
     """One end of the socket pair. `send` may be called by several threads, the rest by one."""
 
@@ -246,7 +258,7 @@ class Channel:
 
     def receive(self) -> list[Message] | None:
         """One read, and the messages it completed; None at the end of the stream. BlockingIOError:
-        nothing there.
+        nothing there. Any other exception: what came is no message.
         """
         if self._body is not None:
             view = memoryview(self._body)[self._body_filled :]
@@ -274,6 +286,7 @@ class Channel:
             kind, count, attempt, document_size, body_size = _HEADER.unpack_from(data, at)
             body_at = at + _HEADER_BYTES
             if body_at + body_size > end:
+                _check_header(kind, count, document_size, body_size)
                 if body_size > _RECEIVE_BYTES:
                     self._body = bytearray(body_size)
                     self._body_filled = end - body_at

@@ -222,6 +222,13 @@ class Workers:
                 return
             except OSError:
                 messages = None
+            except Exception as error:
+                log.error(
+                    "the operator's process is ended, as what came from it is no message (%s: %s); "
+                    "its code has written to a descriptor that is not its own",
+                    *(type(error).__name__, error),
+                )
+                messages = None
             if messages is None:
                 # It is dead, or its code has closed descriptors that are not its own. Either way it
                 # ends.
