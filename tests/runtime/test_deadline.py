@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 from dataclasses import replace
 
 import pytest
 from hosting import EAGER, LEDGER, kill, ledger
 
+from dora_state.errors import OperatorError
 from dora_state.runtime.policy import RestartPolicy
 
 
@@ -30,7 +32,10 @@ def hangs_once(place: str, tmp_path, how: str = "threading.Event().wait()") -> s
 
 @pytest.mark.parametrize("place", ["start", "restore", "event"])
 def test_a_hang_is_told_and_killed_with_its_stacks_in_the_log(host, tmp_path, caplog, capfd, place):
-    policy = replace(EAGER, kill_hung=(place,), **{f"{place}_deadline": 0.05})
+    seconds = (
+        0.5 if place == "start" else 0.05
+    )  # a start begins with the import, which takes a while
+    policy = replace(EAGER, kill_hung=(place,), **{f"{place}_deadline": seconds})
     hosted = host(hangs_once(place, tmp_path), policy=policy)
     if place == "restore":
         (tmp_path / "hung").touch()
@@ -76,6 +81,61 @@ def test_a_worker_that_does_not_take_the_abort_is_killed(host, tmp_path):
     assert hosted.wait_outputs(2) == ledger(2)
     hosted.finish()
     assert hosted.supervisor.restarts >= 1  # more if the machine is slow
+
+
+@pytest.mark.parametrize("standby", ["fork", "off"])
+def test_one_that_comes_to_its_end_after_the_abort_is_killed_all_the_same(host, standby):
+    """At once, so that no other event is to blame, and no later death is taken for the hang."""
+    policy = RestartPolicy(event_deadline=0.05, kill_hung=["event"])
+    hosted = host(
+        """
+        import signal
+        from dora_state import restore_info
+
+        class Operator:
+            def on_event(self, event, send_output):
+                if event["value"] == b"hangs" and event["attempt"] == 1:
+                    signal.signal(signal.SIGABRT, lambda *_: None)
+                    signal.pause()
+                send_output("why", f"{restore_info().reason} {event['attempt']}".encode())
+                return 0
+        """,
+        policy=policy,
+        standby=standby,
+    ).start()
+    hosted.send(b"hangs", b"the next")
+    hosted.wait_outputs(2)
+    status = hosted.wait_running(2)
+    kill(status["worker_pid"])
+    hosted.wait_running(status["incarnation"] + 1)
+    hosted.send(b"after a kill")
+    assert hosted.wait_outputs(3) == ["start 1", "hang 1", "exit 1"]
+    hosted.finish()
+    reasons = [each["last_crash"]["reason"] for each in hosted.statuses if each["last_crash"]]
+    assert "hang in event" in reasons
+    assert reasons[-1] == "signal 9 (SIGKILL)"
+
+
+@pytest.mark.parametrize("kills", [True, False])
+def test_an_import_that_hangs_is_told_too_and_killed_if_that_is_asked_for(
+    host, tmp_path, caplog, capfd, kills
+):
+    wait = "while not os.path.exists({!r}): time.sleep(0.01)".format(str(tmp_path / "go"))
+    source = LEDGER.replace("class Operator", f"import os, time\n    {wait}\n    class Operator")
+    policy = RestartPolicy(start_deadline=0.05, kill_hung=["start"] if kills else [])
+    hosted = host(source, policy=policy)
+    if kills:
+        with pytest.raises(OperatorError, match="hung while it was imported and was killed"):
+            hosted.start()
+        assert "op.py" in capfd.readouterr().err, "its stacks"
+    else:
+        threading.Thread(target=hosted.start).start()
+        hosted.wait(lambda: hosted.statuses and hosted.statuses[-1]["hangs"])
+        (tmp_path / "go").touch()
+        hosted.send(0)
+        assert hosted.wait_outputs(1) == ledger(1)
+        assert hosted.finish().clean
+    assert "the operator has been in its import for 0." in caplog.text
 
 
 def test_an_output_restarts_the_deadline(host, caplog):

@@ -4,7 +4,7 @@ A deadline that passes is told once in the log. For a phase in `kill_hung` the w
 in two steps, so that the log shows where it hung:
 
     SIGABRT    faulthandler prints the stacks of all threads, even if one holds the GIL for ever
-    SIGKILL    when that has not ended it after ABORT_S: it is stopped, or ignores the signal
+    SIGKILL    when that has not ended it after ABORT_S, as it is stopped or ignores the signal, or when it goes on
 
 Every output restarts the deadline: a handler that sends is alive.
 """
@@ -49,9 +49,11 @@ class Deadline:
 
     def begin(self, worker: Worker, phase: str) -> None:
         """The worker begins something, or goes on with it and has shown that it is alive."""
-        self._worker, self._phase = worker, phase
         if self._aborted:
+            if phase != self._phase:
+                self._workers.kill(worker)  # it got through after all, too late
             return
+        self._worker, self._phase = worker, phase
         seconds = self._seconds[phase]
         self._began = time.monotonic()
         self.due = self._began + seconds if seconds else None
@@ -63,6 +65,8 @@ class Deadline:
 
     def end(self) -> None:
         """It is through with it, or dead."""
+        if self._aborted and self._worker is not None and not self._worker.is_ending:
+            self._workers.kill(self._worker)  # as was said; nothing that it gets next is to blame
         self._worker, self._phase, self._aborted, self.due = None, "", False, None
 
     def check(self, now: float) -> bool:
@@ -78,7 +82,11 @@ class Deadline:
         kills = self._phase in self._kills
         log.warning(
             "the operator has been in %s for %.3g s without an output%s",
-            *(_WHERE[self._phase], now - self._began, "; it is killed" if kills else ""),
+            *(
+                "its import" if worker.signature is None else _WHERE[self._phase],
+                now - self._began,
+                "; it is killed" if kills else "",
+            ),
         )
         self.due = None
         if kills:

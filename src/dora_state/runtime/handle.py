@@ -86,6 +86,10 @@ class Worker:
 
 def import_error(path: Path, dead: Worker) -> OperatorError:
     """Why an operator's file cannot be used."""
+    if dead.hung:
+        return OperatorError(
+            f"{path} hung while it was imported and was killed; its stacks are in the output above"
+        )
     if dead.failure is None:
         return OperatorError(
             f"{path} ended its process while it was imported; "

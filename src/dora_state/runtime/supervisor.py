@@ -154,9 +154,13 @@ class Supervisor:
         with self._closing_on_error():
             self._relay = Relay()
             self.workers.open()
-            self.workers.make_spare()
+            first = self.workers.make_spare()
+            while not first.was_born and self.state is not State.ENDED:
+                self._turn()
+            self._machine.hang.begin(first, "start")  # an import can hang, too
             while not self.workers.ever_imported and self.state is not State.ENDED:
                 self._turn()
+            self._machine.hang.end()
 
     def start(self, store: Path) -> None:
         """Bring up the first incarnation; returns when it is ready, or degraded, or ended, or has failed

@@ -169,8 +169,9 @@ class Workers:
     def wants_spare(self) -> bool:
         return self._has_spare and self._spare is None and not self._closing
 
-    def make_spare(self) -> None:
+    def make_spare(self) -> Worker:
         self._spare = self._spawn()
+        return self._spare
 
     def _spawn(self) -> Worker:
         ours, theirs = socket.socketpair()
