@@ -19,6 +19,8 @@ from dora_state.errors import OperatorError, TooLarge
 class Stage(Protocol):
     """Where a handler's saves wait for their commit. runtime/step.py has it."""
 
+    @property
+    def number(self) -> int: ...
     def put(self, key: str, value: bytes | None) -> bool: ...
     def forget(self, key: str) -> None: ...
 
@@ -74,7 +76,8 @@ def save_state(key: str, value: Any, *, flush: bool = False) -> None:
         key: any str that does not begin with "@".
         value: bytes or any other C-contiguous buffer (numpy array, Arrow buffer, memoryview) of at most
             VALUE_BYTES; more is TooLarge.
-        flush: commit this save by itself, now. The event may still be handled again.
+        flush: commit this save by itself, now. The event may still be handled again. In `__init__` and
+            `restore_state` it changes nothing: what they save counts when the state was accepted.
     """
     _change(key, _copy(key, value), flush)
 
@@ -108,6 +111,8 @@ def _change(key: str, value: bytes | None, flush: bool) -> None:
             "a custom node can use kvs_write, or a Store of its own"
         )
     handler = stage.get()
+    if flush and handler is not None and not handler.number:
+        flush = False  # a state that is not restored yet must not be overwritten
     if flush or handler is None or not handler.put(key, value):
         session.commit_now(key, value)
         if flush and handler is not None:

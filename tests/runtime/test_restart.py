@@ -451,6 +451,38 @@ def test_flush_commits_at_once_and_wins_over_what_was_staged_before(host):
     assert hosted.state() == {"a": b"flushed", "b": b"staged"}
 
 
+@pytest.mark.parametrize("place", ["init", "restore"])
+def test_a_flush_before_the_state_is_restored_does_not_overwrite_it(host, place):
+    """Killed right after it, too."""
+    hosted = host(
+        """
+        from dora_state import save_state
+
+        class Operator:
+            def __init__(self):
+                self.count = 0
+                save_state("count", b"0", flush=True)
+
+            def restore_state(self, state):
+                self.count = int(state["count"])
+                save_state("count", b"-1", flush=True)
+                save_state("count", state["count"])
+
+            def on_event(self, event, send_output):
+                self.count += 1
+                save_state("count", b"%d" % self.count)
+                send_output("count", b"%d" % self.count)
+                return 0
+        """,
+        kill=f"before-commit@2,after-{place}@2,after-{place}@3",
+    ).start()
+    hosted.send(0, 0, 0)
+    assert hosted.wait_outputs(3) == ["1", "2", "3"]
+    hosted.finish()
+    assert hosted.state() == {"count": b"3"}
+    assert hosted.supervisor.restarts == 3
+
+
 def test_immediate_outputs_do_not_wait_for_the_commit(host):
     hosted = host(
         """

@@ -31,7 +31,7 @@ def session(monkeypatch):
 
 @pytest.fixture
 def stage(session):
-    stage = Stage()
+    stage = Stage(1)
     token = operator.stage.set(stage)
     yield stage
     operator.stage.reset(token)
