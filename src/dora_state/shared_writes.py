@@ -6,11 +6,15 @@ writes nothing. What the handler has read in order to write (kvs_update, kvs_com
 in a batch) it notes as an expected sequence, and all of these are checked in the one commit that makes the changes
 (runtime/shared_step.py). A plain kvs_read is not checked, and a plain kvs_write overwrites whatever is there.
 
+What the handler has written itself it sees under a provisional sequence, which is good as `expected` until its end: the
+real one comes with the commit.
+
 Calls from other threads, and after the handler has ended, go to the store itself and are visible at once.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -30,6 +34,8 @@ AT_ONCE, COMMIT = "at-once", "commit"
 MODES = (AT_ONCE, COMMIT)
 
 _RAISE: Any = object()
+_PROVISIONAL = 1 << 62  # and up; no store ever gets there
+_provisional = itertools.count(_PROVISIONAL)
 
 current: ContextVar[Staged | None] = ContextVar("dora_state.shared_writes", default=None)
 
@@ -40,13 +46,17 @@ def seen_by_handler(store: Store) -> Store:
     return store if staged is None else staged.over(store)
 
 
+_BatchStep = tuple[str, "Buffer | None", int | None, dict[str, Any]]
+
+
 class Staged:
     """The shared store under the changes of one handler. Has what kvs.py uses of a Store."""
 
     def __init__(self) -> None:
         self.is_open = True
         self._store: Any = None
-        self._changes: dict[str, tuple[bytes | None, dict[str, Any]]] = {}  # None: deleted
+        # The value (None: deleted), the options, the provisional sequence (0: deleted).
+        self._changes: dict[str, tuple[bytes | None, dict[str, Any], int]] = {}
         self._expected: dict[str, int] = {}
         self._lock = threading.RLock()
 
@@ -69,7 +79,7 @@ class Staged:
 
     def fill(self, batch: Batch) -> None:
         """Put the changes and what they expect into a batch on the shared store."""
-        for key, (value, options) in self._changes.items():
+        for key, (value, options, _) in self._changes.items():
             expected = self._expected.get(key)
             if value is None:
                 batch.delete(key, USER, expected)
@@ -81,11 +91,12 @@ class Staged:
     # Reading
 
     def _look(self, key: str) -> tuple[bytes | None, int]:
-        """A key's value as the handler sees it, and the sequence that the store has it at."""
-        found = self._store._get(USER, key) or (None, 0)
-        sequence = self._expected.get(key, found[1])
+        """A key's value and sequence as the handler sees them."""
         changed = self._changes.get(key)
-        return (found[0] if changed is None else changed[0]), sequence
+        if changed is not None:
+            return changed[0], changed[2]
+        found = self._store._get(USER, key) or (None, 0)
+        return found[0], self._expected.get(key, found[1])
 
     def get(self, key: str, default: Any = None) -> Any:
         with self._lock:
@@ -105,39 +116,42 @@ class Staged:
     def __iter__(self) -> Iterator[str]:
         with self._lock:
             keys = set(self._store)
-            for key, (value, _) in self._changes.items():
+            for key, (value, *_) in self._changes.items():
                 keys.discard(key) if value is None else keys.add(key)
         return iter(keys)
 
-    def wait(self, key: str, **options: Any) -> Any:
-        return self._store.wait(key, **options)
+    def wait(self, key: str, *, after: int = 0, **options: Any) -> Any:
+        return self._store.wait(key, after=self._wait_after(after), **options)
 
-    async def wait_async(self, key: str, **options: Any) -> Any:
-        return await self._store.wait_async(key, **options)
+    async def wait_async(self, key: str, *, after: int = 0, **options: Any) -> Any:
+        return await self._store.wait_async(key, after=self._wait_after(after), **options)
 
-    # Writing. None of it has a sequence yet, so 0 is returned for it.
+    def _wait_after(self, sequence: int) -> int:
+        """After what the handler itself has written, others can only write from now on."""
+        return sequence if sequence < _PROVISIONAL else self._store.stats()["sequence"]
+
+    # Writing
 
     def put(self, key: str, value: Buffer, **options: Any) -> int:
         with self._lock:
             if not self.is_open:
                 return int(self._store.put(key, value, **options))
-            self._stage(key, value, options)
-            return 0
+            return self._stage(key, value, options, next(_provisional))
 
-    def _stage(self, key: str, value: Buffer | None, options: dict[str, Any]) -> None:
+    def _stage(self, key: str, value: Buffer | None, options: dict[str, Any], sequence: int) -> int:
         if value is not None:
             self._store._batch().put(key, value, **options)  # only for its errors
             if type(value) is not bytes:
                 value = memoryview(value).tobytes()
-        self._changes[key] = value, options
+        self._changes[key] = value, options, 0 if value is None else sequence
+        return sequence
 
     def compare_and_put(self, key: str, value: Buffer, *, expected: int, **options: Any) -> int:
         with self._lock:
             if not self.is_open:
                 return int(self._store.compare_and_put(key, value, expected=expected, **options))
             self._expect(key, expected)
-            self._stage(key, value, options)
-            return 0
+            return self._stage(key, value, options, next(_provisional))
 
     def _expect(self, key: str, expected: int) -> None:
         _, sequence = self._look(key)
@@ -147,7 +161,12 @@ class Staged:
                 " read it again and decide anew",
                 sequence,
             )
-        self._expected[key] = expected
+        self._note(key, sequence)
+
+    def _note(self, key: str, sequence: int) -> None:
+        """What the handler goes by must still be so at its commit; what it has written itself will be."""
+        if key not in self._changes:
+            self._expected[key] = sequence
 
     def _modify(
         self, key: str, function: Callable[[Any], Buffer], default: Any = None, **options: Any
@@ -156,10 +175,11 @@ class Staged:
             if not self.is_open:
                 return cast(Entry, self._store._modify(key, function, default, **options))
             value, sequence = self._look(key)
-            self._stage(key, function(default if value is None else value), options)
-            self._expected[key] = sequence
+            new = function(default if value is None else value)
+            self._note(key, sequence)
+            own = self._stage(key, new, options, next(_provisional))
             staged, _ = self._look(key)
-            return Entry(staged or b"", 0)
+            return Entry(staged or b"", own)
 
     def pop(self, key: str, default: Any = _RAISE) -> Any:
         with self._lock:
@@ -167,8 +187,8 @@ class Staged:
                 return self._store.pop(key, *(() if default is _RAISE else (default,)))
             value, sequence = self._look(key)
             if value is not None:
-                self._stage(key, None, {})
-                self._expected[key] = sequence
+                self._note(key, sequence)
+                self._stage(key, None, {}, 0)
                 return value
         if default is _RAISE:
             raise KeyError(key)
@@ -177,24 +197,26 @@ class Staged:
     def batch(self) -> StagedBatch:
         return StagedBatch(self)
 
-    def take_over(self, steps: list[tuple[str, Buffer | None, int | None, dict[str, Any]]]) -> None:
+    def take_over(self, steps: list[_BatchStep]) -> int:
         """Stage the changes of a batch: all, or none if one of its keys is not where it should be."""
         with self._lock:
             if not self.is_open:
-                self._write_through(steps)
-                return
+                return self._write_through(steps)
             before = dict(self._changes), dict(self._expected)
+            own = next(_provisional)
             try:
-                for key, value, expected, options in steps:
+                for key, _, expected, _ in steps:
                     if expected is not None:
                         self._expect(key, expected)
+                for key, value, _, options in steps:
                     if "only expected" not in options:
-                        self._stage(key, value, options)
+                        self._stage(key, value, options, own)
             except BaseException:
                 self._changes, self._expected = before
                 raise
+            return own
 
-    def _write_through(self, steps: list[Any]) -> None:
+    def _write_through(self, steps: list[_BatchStep]) -> int:
         batch = self._store._batch()
         for key, value, expected, options in steps:
             if "only expected" in options:
@@ -203,7 +225,7 @@ class Staged:
                 batch.delete(key, USER, expected)
             else:
                 batch.put(key, value, USER, expected, **options)
-        batch.commit()
+        return int(batch.commit())
 
 
 class StagedBatch:
@@ -211,7 +233,7 @@ class StagedBatch:
 
     def __init__(self, staged: Staged) -> None:
         self._staged = staged
-        self._steps: list[tuple[str, Buffer | None, int | None, dict[str, Any]]] = []
+        self._steps: list[_BatchStep] = []
 
     def __enter__(self) -> StagedBatch:
         return self
@@ -253,5 +275,4 @@ class StagedBatch:
 
     def commit(self) -> int:
         steps, self._steps = self._steps, []
-        self._staged.take_over(steps)
-        return 0
+        return self._staged.take_over(steps)

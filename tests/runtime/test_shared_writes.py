@@ -158,6 +158,96 @@ def test_nothing_is_visible_before_the_commit_but_to_the_handler_itself(counting
     assert read(shared) == {"a": b"1", "c": b"3"}
 
 
+EXPECTS = """
+    from dora_state import (
+        kvs_batch, kvs_compare_and_write, kvs_delete, kvs_entry, kvs_read, kvs_update, kvs_wait, kvs_write
+    )
+    from dora_state.errors import Conflict
+
+    def works(expected, key):
+        try:
+            kvs_compare_and_write(key, b"compared", expected)
+        except Conflict as conflict:
+            assert conflict.sequence == (0 if kvs_read(key, None) is None else kvs_entry(key).sequence)
+            return False
+        return True
+
+    def claims():
+        batch = kvs_batch()
+        batch.expect("result", 0)
+        batch.put("owner", b"me", expected=0)
+        try:
+            return batch.commit()
+        except Conflict:
+            return 0
+
+    class Operator:
+        shared_writes = "{mode}"
+
+        def on_event(self, event, send_output):
+            seen = [
+                works(kvs_write("there", b"1"), "there"),
+                works(kvs_write("new", b"1"), "new"),
+                works(0, "new"),
+                works(kvs_entry("new").sequence, "new"),
+                works(kvs_compare_and_write("other", b"", 0), "other"),
+                kvs_delete("there") and works(0, "there"),
+                kvs_delete("there") and works(kvs_write("there", b"") - 1, "there"),
+                kvs_update("counted", lambda n: n + b"1", default=b""),
+                works(0, "counted"),
+            ]
+            ours = claims()
+            seen += [bool(ours), bool(claims()), works(ours, "owner"), works(ours, "owner")]
+            kvs_delete("owner")
+            seen += [bool(claims()), kvs_wait("owner", after=kvs_write("owner", b""), timeout=0)]
+            send_output("seen", repr(seen).encode())
+            return 0
+"""
+
+
+@pytest.mark.parametrize("mode", ["at-once", "commit"])
+def test_what_the_handler_wrote_itself_can_be_expected(counting, shared, mode):
+    """The same answers as if each call had been a commit of its own."""
+    with Store(shared) as store:
+        store["there"] = b"0"
+    hosted = counting(EXPECTS.replace("{mode}", mode)).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    hosted.finish()
+    yes, no = True, False
+    expected = [yes, yes, no, yes, yes, yes, no, b"1", no, yes, no, yes, no, yes, None]
+    assert hosted.texts == [repr(expected)]
+    assert read(shared) == {
+        **{"there": b"", "new": b"compared", "other": b"compared"},
+        **{"counted": b"1", "owner": b""},
+    }
+
+
+def test_a_child_that_the_handler_forks_writes_at_once(counting, shared):
+    """What it staged, nobody would commit."""
+    hosted = counting(
+        """
+        import os
+        from dora_state import kvs_write
+
+        class Operator:
+            shared_writes = "commit"
+
+            def on_event(self, event, send_output):
+                kvs_write("parent", b"")
+                child = os.fork()
+                if child == 0:
+                    kvs_write("child", b"")
+                    os._exit(0)
+                assert os.waitpid(child, 0)[1] == 0
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    hosted.finish()
+    assert read(shared) == {"parent": b"", "child": b""}
+
+
 def test_a_time_to_live_begins_with_the_commit_and_bad_input_is_refused_at_the_call(
     counting, shared
 ):
@@ -280,8 +370,8 @@ def test_a_conflict_runs_the_handler_again_and_charges_nobody(counting, shared, 
     assert (hosted.supervisor.account.conflicts, hosted.supervisor.account.restarts) == (1, 0)
 
 
-def test_the_0_of_a_staged_write_is_no_sequence_and_expected_of_it_is_refused(counting, shared):
-    """0 says that a key is missing. What a write was given is found out by reading, once it is committed."""
+def test_the_sequence_of_a_staged_write_is_over_with_its_handler(counting, shared):
+    """What a write was given is found out by reading, once it is committed."""
     hosted = counting(
         """
         from dora_state import kvs_compare_and_write, kvs_entry, kvs_write
@@ -300,13 +390,13 @@ def test_the_0_of_a_staged_write_is_no_sequence_and_expected_of_it_is_refused(co
                     now = kvs_entry("n").sequence
                     assert error.sequence == now > 0
                     kvs_compare_and_write("n", b"2", expected=now)
-                send_output("got", b"%d" % self.got)
+                    send_output("refused", b"")
                 return 0
         """
     ).start()
     hosted.send(0, id="write")
     hosted.send(0)
-    assert hosted.wait_outputs(1) == ["0"]
+    hosted.wait_outputs(1)
     hosted.finish()
     assert read(shared) == {"n": b"2"}
     assert hosted.supervisor.account.conflicts == 0

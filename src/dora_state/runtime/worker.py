@@ -219,6 +219,7 @@ class Worker:
         one.
         """
         operator_api.session = None
+        shared_writes.current.set(None)  # what it would stage, nobody commits
         self.host.close()
 
     def report(self, error: BaseException) -> None:
