@@ -423,17 +423,30 @@ with dora_state.Store(sys.argv[1]) as store:
 
 
 def test_two_operators_and_another_process_count_on_one_key(shared, tmp_path):
-    """Each runs into conflicts with the others, and both operators are killed at every step meanwhile."""
+    """Each runs into conflicts with the others, and both operators are killed at every step meanwhile.
+
+    The ledger of processes is exact, too: each operator writes down what has ended its predecessor, and at which event.
+    That is a kill where one was armed, but for first attempts that ran into a conflict: they get no further than
+    after-prepare, and only first attempts die.
+    """
     events, with_kills = 60, killpoint.SHARED_POINTS * 4
-    points = ",".join(f"{point}@{3 + 4 * n}" for n, point in enumerate(with_kills))
+    armed = {3 + 4 * n: point for n, point in enumerate(with_kills)}  # by the number of the event
     with contextlib.ExitStack() as stack:
         operators = []
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
             hosted = Hosted(
                 tmp_path / name,
-                COUNTS,
-                kill=points,
+                COUNTS.replace(
+                    "number = int(event",
+                    f"""with open({str(tmp_path / name / "journal")!r}, "a") as file:
+                    print(int(event["value"]) + 1, os.getpid(), restore_info().reason, file=file)
+                number = int(event""",
+                ).replace(
+                    "from dora_state import kvs_read",
+                    "import os; from dora_state import restore_info, kvs_read",
+                ),
+                kill=",".join(f"{point}@{number}" for number, point in armed.items()),
                 node_id=name,
                 environment={"DORA_STATE_SHARED": str(shared)},
             )
@@ -448,11 +461,27 @@ def test_two_operators_and_another_process_count_on_one_key(shared, tmp_path):
         for hosted in operators:
             assert hosted.wait_outputs(events) == ledger(events)
             hosted.finish()
-            # Only a first attempt dies, and one that runs into a conflict gets no further than after-prepare.
-            account, behind = hosted.supervisor.account, with_kills.count("after-marker")
-            assert 0 <= len(with_kills) - account.restarts <= min(account.conflicts, behind)
+            account = hosted.supervisor.account
+            killed, conflicts = what_ended_processes(hosted.operator.with_name("journal"))
+            outrun = {n for n in conflicts if armed.get(n) == "after-marker"}
+            assert sorted(killed) == sorted(armed.keys() - outrun), "each died once, and no other"
+            assert account.restarts == len(killed)
+            assert account.conflicts == len(conflicts)
         assert other.wait(PATIENCE_S) == 0
     assert read(shared)["count"] == b"%d" % (2 * events + 1000)
+
+
+def what_ended_processes(journal: Path) -> tuple[list[int], list[int]]:
+    """At which events kills ended them, and at which ones conflicts."""
+    killed, conflicts = [], []
+    last, last_pid = 0, ""
+    for line in journal.read_text().splitlines():
+        number, pid, reason = line.split()
+        if pid != last_pid and last:
+            {"exit": killed, "conflict": conflicts}[reason].append(last)
+        assert last <= int(number) <= last + 1
+        last, last_pid = int(number), pid
+    return killed, conflicts
 
 
 # The host dies between the steps; its worker stands still there, and dies with it.
