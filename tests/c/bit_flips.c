@@ -189,6 +189,6 @@ int main(int argc, char **argv) {
     CHECK(arguments.nth > 0 && arguments.zeros > 0);
     printf("bit_flips %#llx %llu %llu %llu\n", (unsigned long long)arguments.seed, (unsigned long long)arguments.nth,
            (unsigned long long)arguments.zeros, (unsigned long long)arguments.first);
-    const check_test test = {"bit_flips", run};
+    const check_test test = {"i12_no_flipped_bit_is_overlooked", run};
     return !check_isolated(&test, access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NULL, LIMIT_S);
 }

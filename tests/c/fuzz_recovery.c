@@ -411,7 +411,7 @@ static size_t bytes_of(const image *i) {
     return sum;
 }
 
-static void run_iteration(const image *models, uint64_t iteration, const char *dir) {
+static void i27_hostile_files_do_no_harm(const image *models, uint64_t iteration, const char *dir) {
     image input = {0};
     bool hostile = make_input(models, iteration, &input);
     image_write(&input, dir, true);
@@ -426,7 +426,7 @@ static void run_child(const image *models, uint64_t from, uint64_t to, const cha
     for (uint64_t i = from; i < to; i++) {
         alarm(LIMIT_S);
         atomic_store(&the_board->iteration, i);
-        run_iteration(models, i, dir);
+        i27_hostile_files_do_no_harm(models, i, dir);
     }
 }
 

@@ -171,7 +171,7 @@ static void write_groups(void *dir) {
     CHECK_OK(ds_close(store));
 }
 
-static void many_keys_are_read_at_one_point(const char *dir) {
+static void i16_many_keys_are_read_at_one_point(const char *dir) {
     ds_store *store = open_store(dir);
     put(store, "g0", "0");
     char names[GROUP][8];
@@ -256,7 +256,7 @@ int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(changes_come_in_commit_order),         TEST(changes_cross_segments_and_end_in_compacted),
         TEST(what_compaction_moves_is_no_change),   TEST(compact_on_demand_keeps_what_is_live),
-        TEST(many_keys_are_read_at_one_point),      TEST(waiters_wake_in_other_processes),
+        TEST(i16_many_keys_are_read_at_one_point),  TEST(waiters_wake_in_other_processes),
         TEST(a_wait_ends_by_delete_prefix_or_time),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));

@@ -73,7 +73,7 @@ static void write_at(const char *path, const void *bytes, size_t size, off_t at)
 
 /* I14: copies x and y of one store went on with the same keys and sizes, so at each offset both have a frame of the same
  * length, with the same seed. From the middle on, y gets x's bytes: whatever comes of it, no value of x. */
-static void frames_of_another_history_are_not_accepted(const char *dir) {
+static void i14_frames_of_another_history_are_not_accepted(const char *dir) {
     char *base = check_format("%s/base", dir);
     ds_store *store = open_store(base);
     put_filled(store, "a", 'a');
@@ -115,7 +115,7 @@ static void fill_a_segment_and_die(void *context) {
 }
 
 /* The same with whole segments: x's second one behind y's first. */
-static void segments_of_another_history_are_not_accepted(const char *dir) {
+static void i14_segments_of_another_history_are_not_accepted(const char *dir) {
     char *base = check_format("%s/base", dir);
     ds_store *store = open_store(base);
     put_filled(store, "a", 'a');
@@ -136,7 +136,7 @@ static void segments_of_another_history_are_not_accepted(const char *dir) {
 }
 
 /* A frame that was copied further back, as a confused disk may do. */
-static void a_frame_in_the_wrong_place_is_not_accepted(const char *dir) {
+static void i14_a_frame_in_the_wrong_place_is_not_accepted(const char *dir) {
     ds_store *store = open_store(dir);
     put_filled(store, "a", '1');
     put_filled(store, "a", '2');
@@ -156,7 +156,7 @@ static void a_frame_in_the_wrong_place_is_not_accepted(const char *dir) {
 }
 
 /* I6: the control page of an earlier boot is not even looked into: here its locks are all ones. */
-static void the_control_page_of_another_boot_blocks_nothing(const char *dir) {
+static void i6_the_control_page_of_another_boot_blocks_nothing(const char *dir) {
     setenv("DORA_STATE_BOOT_ID", "11111111-1111-1111-1111-111111111111", 1);
     ds_store *store = open_store(dir);
     put_filled(store, "a", '1');
@@ -288,7 +288,7 @@ static void patch_header(const char *dir, size_t field, uint32_t value, bool sea
 }
 
 /* I24: refused before anything is written; a feature that only writers must know allows reading. */
-static void a_future_format_is_refused(const char *dir) {
+static void i24_a_future_format_is_refused(const char *dir) {
     ds_store *store = open_store(dir);
     put_filled(store, "a", '1');
     CHECK_OK(ds_close(store));
@@ -636,15 +636,15 @@ int main(int argc, char **argv) {
         TEST(i9_a_commit_goes_with_its_large_value),
         TEST(a_lost_index_is_made_anew),
         TEST(a_floor_below_the_start_of_the_log_hurts_nothing),
-        TEST(frames_of_another_history_are_not_accepted),
-        TEST(segments_of_another_history_are_not_accepted),
-        TEST(a_frame_in_the_wrong_place_is_not_accepted),
-        TEST(the_control_page_of_another_boot_blocks_nothing),
+        TEST(i14_frames_of_another_history_are_not_accepted),
+        TEST(i14_segments_of_another_history_are_not_accepted),
+        TEST(i14_a_frame_in_the_wrong_place_is_not_accepted),
+        TEST(i6_the_control_page_of_another_boot_blocks_nothing),
         TEST(i13_a_torn_floor_leaves_the_one_before),
         TEST(i1_a_long_torn_frame_is_left_behind),
         TEST(i34_only_the_last_close_is_clean),
         TEST(i28_predecessors_in_a_circle_end),
-        TEST(a_future_format_is_refused),
+        TEST(i24_a_future_format_is_refused),
         TEST(a_missing_segment_is_reported),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));

@@ -106,7 +106,7 @@ static bool file_exists(const char *dir, const char *pattern) {
 
 /* ---- what expired means --------------------------------------------------------------------------------------------- */
 
-static void an_expired_key_is_missing_everywhere(const char *dir) {
+static void i35_an_expired_key_is_missing_everywhere(const char *dir) {
     ds_store *store = open_store(dir);
     ds_value value;
     uint64_t sequence, told_at = 0;
@@ -453,7 +453,7 @@ static void a_stop_between_two_clocks_brings_nothing_back(const char *dir) {
 
 /* ---- compaction ----------------------------------------------------------------------------------------------------- */
 
-static void compaction_reclaims_what_has_expired(const char *dir) {
+static void i35_compaction_reclaims_what_has_expired(const char *dir) {
     ds_store *store = open_store(dir);
     char key[32], value[200] = {0};
     put(store, "stays", "1");
@@ -710,7 +710,7 @@ static void a_repair_keeps_deadlines(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(an_expired_key_is_missing_everywhere),
+        TEST(i35_an_expired_key_is_missing_everywhere),
         TEST(a_later_put_decides),
         TEST(a_batch_expires_at_once),
         TEST(limits_are_checked),
@@ -723,7 +723,7 @@ int main(int argc, char **argv) {
         TEST(without_its_control_page_the_clock_comes_from_the_log),
         TEST(what_has_expired_stays_so_after_a_reboot),
         TEST(a_stop_between_two_clocks_brings_nothing_back),
-        TEST(compaction_reclaims_what_has_expired),
+        TEST(i35_compaction_reclaims_what_has_expired),
         TEST(what_is_counted_is_what_is_there),
         TEST(a_key_that_is_renewed_in_time_is_never_missing),
         TEST(several_keys_are_seen_at_one_moment),

@@ -236,7 +236,7 @@ static void commits_after_unclean_ends_survive_the_next(const char *dir) {
 }
 
 /* I22 */
-static void a_read_only_open_reads_and_changes_no_byte(const char *dir) {
+static void i22_a_read_only_open_reads_and_changes_no_byte(const char *dir) {
     uint64_t sequence = fill(dir);
     ds_options options = options_default();
     options.create = false;
@@ -286,7 +286,7 @@ int main(int argc, char **argv) {
         TEST(a_store_survives_a_reboot),
         TEST(a_store_that_was_never_written_survives_a_reboot),
         TEST(commits_after_unclean_ends_survive_the_next),
-        TEST(a_read_only_open_reads_and_changes_no_byte),
+        TEST(i22_a_read_only_open_reads_and_changes_no_byte),
         TEST(a_copied_store_opens_without_its_control_page),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));

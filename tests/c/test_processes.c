@@ -223,7 +223,7 @@ static void use_a_copy(const char *dir) {
 
 /* Stops the writer again and again until it is caught inside its commit. Then: reads answer, writes say TIMEOUT, and
  * when it goes on or dies, the store does too (I4). */
-static void a_stopped_writer_blocks_writers_only(const char *parent) {
+static void i4_a_stopped_writer_blocks_writers_only(const char *parent) {
     char *dir = check_format("%s/store", parent);
     _Atomic uint64_t *puts = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(puts != MAP_FAILED);
@@ -375,6 +375,42 @@ static void hold_a_lock(void *context) {
         pause();
 }
 
+/* I3: the slot names a record whose commit is not done, and who makes it is stopped with the lock in hand. */
+static void i3_a_reader_steps_back_over_half_a_commit(const char *dir) {
+    ds_store *store = open_store(dir), *other = open_store(dir);
+    put(store, "k", "whole");
+    uint64_t before = atomic_load(&store->control->committed);
+    put(store, "k", "half");
+    uint64_t after = atomic_exchange(&store->control->committed, before);
+    _Atomic bool *is = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(is != MAP_FAILED);
+    held lock = {dir, offsetof(struct ds_control, lock), is};
+    pid_t pid = check_spawn(hold_a_lock, &lock);
+    while (!*is)
+        usleep(100);
+    alarm(10); /* seconds; a reader that waits for the lock waits longer */
+    ds_cursor *cursor;
+    const void *key;
+    size_t size;
+    ds_value value;
+    ds_bytes keys[] = {{"k", 1}};
+    expect_value(store, "k", "whole");
+    expect_value(other, "k", "whole");
+    CHECK_OK(ds_get_many(other, DS_USER, keys, 1, &value));
+    CHECK(value.size == 5 && memcmp(value.data, "whole", 5) == 0);
+    ds_unpin(&value);
+    CHECK_OK(ds_cursor_open(other, DS_USER, &cursor));
+    CHECK_OK(ds_cursor_next(cursor, &key, &size, &value));
+    CHECK(value.size == 5 && memcmp(value.data, "whole", 5) == 0);
+    ds_unpin(&value);
+    ds_cursor_close(cursor);
+    CHECK(kill(pid, SIGKILL) == 0 && waitpid(pid, NULL, 0) == pid);
+    atomic_store(&store->control->committed, after);
+    expect_value(other, "k", "half");
+    CHECK_OK(ds_close(other));
+    CHECK_OK(ds_close(store));
+}
+
 static void expect_timeout(ds_status status, const char *holder, const char *advice) {
     CHECK_IS(status, DS_TIMEOUT);
     const char *last = strrchr(ds_error(), ';');
@@ -468,7 +504,8 @@ int main(int argc, char **argv) {
         TEST(a_child_opens_its_own_handle),
         TEST(writers_at_once_lose_and_double_nothing),
         TEST(a_reader_beside_a_writer_never_sees_half_a_batch),
-        TEST(a_stopped_writer_blocks_writers_only),
+        TEST(i4_a_stopped_writer_blocks_writers_only),
+        TEST(i3_a_reader_steps_back_over_half_a_commit),
         TEST(who_waits_too_long_is_told_for_what),
         TEST(a_stopped_compaction_delays_one_put),
         TEST(i5_exec_leaves_nothing_of_a_store_behind),

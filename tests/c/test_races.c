@@ -125,7 +125,7 @@ static size_t scan(ds_store *store, bool *last) {
 
 /* The scanner stands before the last slot. Behind its back that key is deleted, all of the log is replaced, and the key is put
  * again: there is no way from the new record back to the old one, but the key was there all the time but for a moment. */
-static void a_scan_misses_no_key_that_is_put_anew(const char *dir) {
+static void i16_a_scan_misses_no_key_that_is_put_anew(const char *dir) {
     ds_store *store = open_store(dir), *other = open_store(dir);
     bool last;
     fill(store);
@@ -142,7 +142,7 @@ static void a_scan_misses_no_key_that_is_put_anew(const char *dir) {
     CHECK_OK(ds_close(other));
 }
 
-static void several_keys_are_read_at_one_point(const char *dir) {
+static void i16_several_keys_are_read_at_one_point(const char *dir) {
     ds_store *store = open_store(dir), *other = open_store(dir);
     fill(store);
     strcpy(last_key, "key-2");
@@ -281,7 +281,7 @@ static void i28_a_scan_that_is_always_overtaken_ends(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(a_scan_misses_no_key_that_is_put_anew),         TEST(several_keys_are_read_at_one_point),
+        TEST(i16_a_scan_misses_no_key_that_is_put_anew),     TEST(i16_several_keys_are_read_at_one_point),
         TEST(a_reader_that_fell_behind_finds_the_log_again), TEST(a_writer_finds_its_record_while_the_start_moves),
         TEST(a_writer_keeps_mapped_what_it_has_found),       TEST(i28_a_scan_that_is_always_overtaken_ends),
     };

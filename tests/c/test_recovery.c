@@ -351,6 +351,46 @@ static void i2_a_repair_that_fails_is_done_by_the_next(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* A writer dies when its frame is complete, or just before. Until somebody settles, a read shows what was there before; from then
+ * on it is decided, for all. */
+static void i32_who_settles_decides_for_all(const char *dir) {
+    for (int complete = 0; complete < 2; complete++) {
+        char *path = check_format("%s/%d", dir, complete);
+        ds_store *store = open_store(path), *other = open_store(path);
+        uint64_t first = put(store, "k", "1"), sequence;
+        struct ds_control *control = store->control;
+        struct ds_tail before = control->tail;
+        uint64_t second = put(store, "k", "2"), end = control->tail.offset;
+        struct ds_segment *segment;
+        CHECK_OK(ds__segments_at(&store->segments, 0, &segment));
+        control->intent.begin = before.offset;
+        ds__tail_store(&control->intent.after, &control->tail);
+        ds__tail_store(&control->tail, &before);
+        atomic_store(&control->committed, before.offset);
+        atomic_store(&control->intent.end, end);
+        if (!complete) { /* then no slot names it, either */
+            struct ds_index *index = store->index;
+            struct ds_found found;
+            bool gone = false;
+            uint64_t hash = ds__hash(store->hash_seed, DS_USER, "k", 1);
+            CHECK_OK(ds__find(store, index, hash, DS_USER, "k", 1, &found, &gone));
+            ds__index_set(index, found.slot, ds__slot(found.record->previous, hash));
+            memset(ds__segment_at(segment, before.offset), 0, sizeof(uint64_t));
+        }
+        CHECK_EQ(expect_value(store, "k", "1"), first);
+        CHECK_EQ(expect_value(other, "k", "1"), first);
+        CHECK_OK(ds_settle(other, &sequence));
+        CHECK_EQ(sequence, complete ? second : first);
+        CHECK_EQ(expect_value(store, "k", complete ? "2" : "1"), sequence);
+        CHECK_EQ(expect_value(other, "k", complete ? "2" : "1"), sequence);
+        CHECK_EQ(put(store, "other", "3"), sequence + 1);
+        CHECK_EQ(expect_value(store, "k", complete ? "2" : "1"), sequence);
+        CHECK_OK(ds_verify(store, NULL));
+        CHECK_OK(ds_close(other));
+        CHECK_OK(ds_close(store));
+    }
+}
+
 /* A frame counts by its checksums, not by its first word. */
 static void i1_a_frame_with_a_wrong_body_is_undone(const char *dir) {
     ds_store *store = open_store(dir);
@@ -456,6 +496,7 @@ int main(int argc, char **argv) {
         TEST(an_index_that_is_no_file_is_made_anew),
         TEST(i33_a_page_of_another_pid_namespace_is_refused_in_use),
         TEST(i2_a_repair_that_fails_is_done_by_the_next),
+        TEST(i32_who_settles_decides_for_all),
         TEST(i1_a_frame_with_a_wrong_body_is_undone),
         TEST(i34_a_sequence_is_not_accepted_twice),
         TEST(i8_what_does_not_follow_is_not_the_logs),

@@ -40,7 +40,7 @@ static void delete_compact_and_die(void *context) {
     raise(SIGKILL);
 }
 
-static void a_deleted_key_stays_deleted(const char *dir) {
+static void i18_a_deleted_key_stays_deleted(const char *dir) {
     char *path = check_format("%s/store", dir);
     for (unsigned round = 0; round < 12; round++) {
         ds_store *store = open_store(path);
@@ -235,7 +235,7 @@ static void a_death_is_told_also_after_other_stores_were_closed(const char *dir)
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(a_deleted_key_stays_deleted),
+        TEST(i18_a_deleted_key_stays_deleted),
         TEST(a_newest_segment_of_no_length_is_a_torn_end),
         TEST(a_process_id_may_come_again),
         TEST(two_processes_grow_the_index),

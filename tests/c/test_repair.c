@@ -625,7 +625,7 @@ static void what_is_no_store_is_refused(const char *dir) {
     CHECK_EQ(check_entries(dir), 2 + 2);
 }
 
-static void a_future_format_is_refused(const char *dir) {
+static void i24_a_future_format_is_refused(const char *dir) {
     char *path = check_format("%s/store", dir), *log = check_format("%s/0000000000000000.log", path);
     ds_store *store = open_store(path);
     put(store, "a", "1");
@@ -722,7 +722,7 @@ int main(int argc, char **argv) {
         TEST(a_dead_blob_is_not_missed),
         TEST(a_store_in_use_is_refused),
         TEST(what_is_no_store_is_refused),
-        TEST(a_future_format_is_refused),
+        TEST(i24_a_future_format_is_refused),
         TEST(links_and_slashes_lead_to_the_store),
         TEST(a_killed_repair_changes_nothing_or_all),
     };

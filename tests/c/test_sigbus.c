@@ -60,7 +60,7 @@ static void every_call_fails(ds_store *store) {
     CHECK_IS(ds_close(store), DS_CORRUPT);
 }
 
-static void a_segment_that_is_cut_is_told(const char *dir) {
+static void i23_a_segment_that_is_cut_is_told(const char *dir) {
     ds_store *store = filled(dir);
     ds_value value;
     cut(dir, "0000000000000000.log", 0);
@@ -72,7 +72,7 @@ static void a_segment_that_is_cut_is_told(const char *dir) {
 }
 
 /* Cut in the middle of the large value: the small ones before it are still served. */
-static void what_was_not_cut_is_served(const char *dir) {
+static void i23_what_was_not_cut_is_served(const char *dir) {
     ds_store *store = filled(dir);
     ds_value value;
     CHECK_OK(ds_put(store, DS_USER, "large too", 9, large, sizeof large, NULL));
@@ -93,7 +93,7 @@ static void what_was_not_cut_is_served(const char *dir) {
 }
 
 /* Wherever the cut is, a large value comes whole or not at all: no zeros, not even in the page that the cut goes through. */
-static void no_cut_is_overlooked(const char *dir) {
+static void i23_no_cut_is_overlooked(const char *dir) {
     for (int back = 1; back < LARGE + 2000; back += 1999) {
         char *path = check_format("%s/%d", dir, back);
         ds_store *store = filled(path);
@@ -315,9 +315,9 @@ static void a_handler_that_was_there_gets_what_is_not_ours(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(a_segment_that_is_cut_is_told),
-        TEST(what_was_not_cut_is_served),
-        TEST(no_cut_is_overlooked),
+        TEST(i23_a_segment_that_is_cut_is_told),
+        TEST(i23_what_was_not_cut_is_served),
+        TEST(i23_no_cut_is_overlooked),
         TEST(a_commit_into_a_cut_segment_fails),
         TEST(a_large_value_survives_its_index),
         TEST(an_index_that_is_cut_is_told),

@@ -182,7 +182,7 @@ def in_its_own_process(path: Path, script: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_out_of_descriptors(path):
+def test_i21_out_of_descriptors(path):
     in_its_own_process(
         path,
         """
@@ -220,7 +220,7 @@ def test_out_of_descriptors(path):
         assert {key: store[key] for key in CONTENT} == CONTENT
 
 
-def test_out_of_memory(path):
+def test_i21_out_of_memory(path):
     in_its_own_process(
         path,
         """
@@ -252,7 +252,7 @@ def test_out_of_memory(path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_no_permission(path, tmp_path):
+def test_i22_no_permission(path, tmp_path):
     """A store of another user: the open says whose it is, and changes nothing."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_uid == 0 and folder != Path("/"):

@@ -154,11 +154,11 @@ def talk(tmp_path: Path, **variables: str) -> dict[str, list[str]]:
     return results
 
 
-def test_two_dataflows_never_see_each_others_keys(tmp_path):
+def test_i36_two_dataflows_never_see_each_others_keys(tmp_path):
     assert talk(tmp_path) == {"left": ["keys ['from/left']"], "right": ["keys ['from/right']"]}
 
 
-def test_two_dataflows_that_name_one_directory_see_each_others_keys(tmp_path):
+def test_i36_two_dataflows_that_name_one_directory_see_each_others_keys(tmp_path):
     both = ["keys ['from/left', 'from/right']"]
     place = str(tmp_path / "together")
     assert talk(tmp_path, DORA_STATE_DIR=place) == {"left": both, "right": both}

@@ -95,7 +95,7 @@ def test_a_commit_is_one_commit(direct, store):
     ]
 
 
-def test_a_view_stays_as_it_was(direct, tmp_path):
+def test_i37_a_view_stays_as_it_was(direct, tmp_path):
     store = Store(tmp_path / "store")
     first = store.put("a", b"x" * 10_000)
 

@@ -175,7 +175,7 @@ def test_two_nodes_of_one_run_live_side_by_side(flow, host):
     assert keys(flow / "state/counter") == keys(flow / "state/tracker") == ["n"]
 
 
-def test_another_dataflow_does_not_get_at_the_shared_store(flow, host, impatient):
+def test_i36_another_dataflow_does_not_get_at_the_shared_store(flow, host, impatient):
     host(RUNS[0], "counter")
     with pytest.raises(OperatorError, match=f"in use by dataflow {RUNS[0]}.*--state-dir"):
         claim(RUNS[1], "tracker", cwd=flow)
@@ -420,7 +420,7 @@ STRANGE = [
 
 
 @pytest.mark.parametrize("node", STRANGE)
-def test_a_strange_node_id_stays_in_the_state_directory(flow, node):
+def test_i30_a_strange_node_id_stays_in_the_state_directory(flow, node):
     before = {path.name for path in flow.parent.iterdir()}
     run_once(flow, RUNS[0], clean=False, node=node)
     assert run_once(flow, RUNS[1], clean=True, node=node)
@@ -428,7 +428,7 @@ def test_a_strange_node_id_stays_in_the_state_directory(flow, node):
     assert os.listdir(flow) == ["state"]
 
 
-def test_strange_node_ids_have_names_of_their_own():
+def test_i30_strange_node_ids_have_names_of_their_own():
     names = [escape(node) for node in STRANGE]
     assert len(set(names)) == len(names)
     assert "shared" not in names
@@ -437,7 +437,7 @@ def test_strange_node_ids_have_names_of_their_own():
 @given(st.text(), st.text())
 @example("shared", "%shared")
 @example("a", "A")
-def test_names_differ_when_ids_do(one, other):
+def test_i30_names_differ_when_ids_do(one, other):
     assert (escape(one) == escape(other)) == (one == other)
     name = escape(one)
     assert name

@@ -121,6 +121,18 @@ def test_what_is_said_to_hold_a_promise_is_there(document):
             assert (tests / path).exists(), path
 
 
+def test_each_invariant_has_a_test_of_its_number():
+    tests = SOURCES / "tests"
+    there = "\n".join(path.read_text() for end in ("c", "py") for path in tests.rglob(f"*.{end}"))
+    rows = re.findall(r"^\| I(\d+) \|.*\| (.*) \|$", (tests / "INVARIANTS.md").read_text(), re.M)
+    assert sorted(int(number) for number, _ in rows) == list(range(1, 38))
+    for number, row in rows:
+        names = re.findall(rf"\b(?:test_)?(i{number}_\w*)", row)
+        assert names, f"I{number} names no test of its number"
+        for name in names:
+            assert re.search(rf"(def test_|static void |{{\"){name}", there), name
+
+
 LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]*))?\)")
 FOLDERS = (".", "csrc", "docs", "examples/*", "tests")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in SOURCES.glob(f"{folder}/*.md"))

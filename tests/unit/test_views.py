@@ -94,7 +94,7 @@ def first_view(store: Store, value: np.ndarray, ttl: float | None) -> memoryview
 @pytest.mark.parametrize("through", [as_numpy, as_arrow])
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("happens", [overwrite, delete, compact, expire, expire_and_compact, close])
-def test_a_view_stays_as_it_was(tmp_path, happens, size, through):
+def test_i37_a_view_stays_as_it_was(tmp_path, happens, size, through):
     value = numbers(size)
     store = Store(tmp_path / "store")
     view = first_view(store, value, ttl=0.2 if happens is expire_and_compact else None)

@@ -177,22 +177,22 @@ static void each_call_fails_once(const char *dir) {
 }
 
 /* I19 */
-static void each_call_fails_for_ever(const char *dir) {
+static void i19_each_call_fails_for_ever(const char *dir) {
     each(dir, EIO, true, 1);
 }
 
 /* The same branches again, other statuses: a third of the calls will do in each run (I20). */
-static void the_disk_is_full_from_each_call_on(const char *dir) {
+static void i20_the_disk_is_full_from_each_call_on(const char *dir) {
     each(dir, ENOSPC, true, 3);
 }
 
 /* I21 */
-static void no_descriptor_is_left_from_each_call_on(const char *dir) {
+static void i21_no_descriptor_is_left_from_each_call_on(const char *dir) {
     each(dir, EMFILE, true, 3);
 }
 
 /* I21 */
-static void memory_is_out_once_at_each_call(const char *dir) {
+static void i21_memory_is_out_once_at_each_call(const char *dir) {
     each(dir, ENOMEM, false, 3);
 }
 
@@ -357,10 +357,10 @@ int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(each_call_site_fails),
         TEST(each_call_fails_once),
-        TEST(each_call_fails_for_ever),
-        TEST(the_disk_is_full_from_each_call_on),
-        TEST(no_descriptor_is_left_from_each_call_on),
-        TEST(memory_is_out_once_at_each_call),
+        TEST(i19_each_call_fails_for_ever),
+        TEST(i20_the_disk_is_full_from_each_call_on),
+        TEST(i21_no_descriptor_is_left_from_each_call_on),
+        TEST(i21_memory_is_out_once_at_each_call),
         TEST(a_failing_repair_changes_nothing),
         TEST(a_store_in_use_is_not_repaired_whatever_fails),
     };
