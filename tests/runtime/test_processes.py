@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hosting import LEDGER, PATIENCE_S, kill, ledger, wait_file, wait_gone
+from hosting import LEDGER, PATIENCE_S, kill, ledger, wait_file, wait_gone, wait_stopped
 from killable import HostProcess
 
 from dora_state.runtime import process
@@ -72,8 +72,121 @@ def test_no_process_outlives_the_node_whatever_is_killed_in_whatever_order(host_
     host.wait_eof()
 
 
-def test_a_busy_worker_dies_with_the_zygote_although_the_host_cannot_kill_it(
-    host_process, tmp_path
+# Five of them, as the kernel has it when each is to be killed before any other can act.
+SUBSETS = [
+    subset
+    for size in range(len(ROLES) + 2)
+    for subset in itertools.combinations([*ROLES, "spare"], size)
+]
+
+
+def marked(mark: str) -> set[int]:
+    """All living processes that have inherited a mark in their environment."""
+    found = set()
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours
+            if name.isdigit() and mark.encode() in Path("/proc", name, "environ").read_bytes():
+                found.add(int(name))
+    return found - {os.getpid()}
+
+
+@pytest.fixture
+def marked_host(host_process, monkeypatch, tmp_path):
+    """A host, and a function that finds it and all processes that came from it, also those of later."""
+    mark = f"DORA_STATE_TEST_MARK={tmp_path}"
+    monkeypatch.setenv(*mark.split("=", 1))
+    yield host_process(), lambda: marked(mark)
+    for pid in marked(mark):
+        kill(pid)
+
+
+def roles(host: HostProcess, find) -> dict[str, int]:
+    """Who is who, when all are there."""
+
+    def settled():
+        status = host.wait_running()
+        pids = find()
+        worker, zygote = status["worker_pid"], status["zygote"]
+        others = pids - {host.popen.pid, worker, zygote, parent(zygote)}
+        alive = {worker, zygote} <= pids and len(others) == 1 and parent(zygote) != 1
+        if not alive or parent(*others) != zygote:
+            return None
+        return {
+            "host": host.popen.pid,
+            "guardian": parent(zygote),
+            "zygote": zygote,
+            "worker": worker,
+            "spare": others.pop(),
+        }
+
+    for _ in range(int(PATIENCE_S / 0.01)):
+        with contextlib.suppress(OSError):  # one of them ends just now
+            if found := settled():
+                return found
+        threading.Event().wait(0.01)  # another process's fork is no event that we could wait for
+    raise AssertionError(f"they do not come back: {find()}, {host.lines[-1:]}")
+
+
+def kill_at_once(pids: list[int]) -> None:
+    """As if in one moment: none of them runs when the first one dies, nor is woken by it."""
+    for pid in pids:
+        kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        wait_stopped(pid)
+    for pid in reversed(pids):  # from the bottom: the death of a parent would be a SIGCONT
+        kill(pid)
+    for pid in pids:
+        assert wait_gone(pid)
+
+
+def wait_none(find) -> None:
+    for _ in range(int(PATIENCE_S / 0.01)):
+        left = {pid for pid in find() if state_of(pid) not in ("", "Z", "X")}
+        if not left:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"{[Path(f'/proc/{pid}/cmdline').read_text() for pid in left]} are left")
+
+
+@pytest.mark.parametrize("victims", [each for each in SUBSETS if "host" in each], ids="-".join)
+def test_no_process_outlives_a_node_whatever_dies_with_its_host_in_the_same_moment(
+    marked_host, victims
+):
+    host, find = marked_host
+    pids = roles(host, find)
+    kill_at_once([pids[role] for role in victims])
+    host.popen.wait(PATIENCE_S)
+    wait_none(find)
+    host.wait_eof()
+
+
+def test_whatever_dies_in_the_same_moment_below_a_host_is_replaced_and_ends_with_it(marked_host):
+    """One life of a host, all subsets of the others. Nobody of any generation is left."""
+    host, find = marked_host
+    sent = 0
+    for victims in SUBSETS:
+        if "host" in victims:
+            continue
+        pids = roles(host, find)
+        kill_at_once([pids[role] for role in victims])
+        host.send(sent)
+        sent += 1
+        host.wait(lambda n=sent: len(host.outputs()) == n)
+        if {"guardian", "zygote"} & set(victims):
+            host.wait(lambda old=pids: host.lines[-1].get("zygote") not in (None, old["zygote"]))
+    assert host.outputs() == ledger(sent)
+    kill(host.popen.pid, signal.SIGTERM)
+    assert host.popen.wait(PATIENCE_S) == 0
+    wait_none(find)
+
+
+# What the operator does to itself in __init__ that makes the kernel forget PDEATHSIG. Giving up root does, too.
+FORGETS = "__import__('ctypes').CDLL(None).prctl(1, 0)"
+
+
+@pytest.mark.parametrize("init", ["pass", FORGETS], ids=["as it is", "PDEATHSIG forgotten"])
+def test_a_busy_worker_dies_with_the_zygote_although_nobody_is_there_to_kill_it(
+    host_process, tmp_path, init
 ):
     """A worker in a handler does not see the end of its socket: only the kernel can end it here."""
     marker = tmp_path / "busy"
@@ -82,6 +195,9 @@ def test_a_busy_worker_dies_with_the_zygote_although_the_host_cannot_kill_it(
         import time
 
         class Operator:
+            def __init__(self):
+                {init}
+
             def on_event(self, event, send_output):
                 print("busy", file=open({str(marker)!r}, "w"))
                 time.sleep(1000)
@@ -90,7 +206,10 @@ def test_a_busy_worker_dies_with_the_zygote_although_the_host_cannot_kill_it(
     status = host.wait_running()
     host.send(0)
     wait_file(marker)
-    kill(host.popen.pid, signal.SIGSTOP)
+    guardian = parent(status["zygote"])
+    for pid in (host.popen.pid, guardian):
+        kill(pid, signal.SIGSTOP)
+        wait_stopped(pid)
     kill(status["zygote"])
     try:
         assert wait_gone(status["worker_pid"])
@@ -231,6 +350,18 @@ def kill_the_group(host: HostProcess, zygote: int) -> None:
     os.killpg(host.popen.pid, signal.SIGKILL)
 
 
+def kill_all_python(host: HostProcess, zygote: int) -> None:
+    """As `killall -9 python3`, all in the same moment."""
+    family = sorted({host.popen.pid, *descendants(host.popen.pid)})
+    named = [pid for pid in family if name_of(pid) == name_of(host.popen.pid)]
+    assert {host.popen.pid, zygote} < set(named) < set(family)
+    kill_at_once(named)
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text()
+
+
 def kill_host_and_zygote(host: HostProcess, zygote: int) -> None:
     kill(host.popen.pid, signal.SIGSTOP)  # so that it cannot act between
     kill(zygote)
@@ -266,6 +397,7 @@ def parent(pid: int) -> int:
         hang_up,
         stop_in_order,
         kill_the_group,
+        kill_all_python,
         kill_host_and_zygote,
         kill_guardian_and_host,
         kill_host_of_a_stopped_guardian,

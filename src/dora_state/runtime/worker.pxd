@@ -24,6 +24,7 @@ cdef class Worker:
     cdef set _warned_outputs
     cdef bint _warned_none
     cdef public object note
+    cdef int _parent
     cdef object _baseline
     cdef bint _owes_holdings
     cdef object __weakref__

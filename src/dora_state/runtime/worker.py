@@ -145,6 +145,7 @@ class Worker:
         self._warned_outputs: set[str] = set()
         self._warned_none = False
         self.note: memoryview | None = None  # in the lifeline: last words for the successor
+        self._parent = os.getppid()  # the zygote, or this process is dead
         self._baseline: frozenset[holdings.Descriptor] = frozenset()
         self._owes_holdings = False
 
@@ -292,6 +293,9 @@ class Worker:
         try:
             killpoint.reach("init", self.incarnation)
             self.operator = cls()
+            process.die_with_parent(
+                self._parent
+            )  # again: the kernel forgets it when rights are given up
             self._fields = Fields.of(self.operator)
             if self._fields is not None and not state:
                 self._fields.save(stage.put)

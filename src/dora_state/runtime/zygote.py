@@ -157,8 +157,9 @@ def main() -> NoReturn:
     """The zygote process."""
     settings = json.loads(sys.argv[1])
     # Not to be ended with it: what the operator started has to be killed first.
-    stand_guard(settings["parent"], settings["alive"], [settings["socket"], settings["config"]])
-    guardian = os.pidfd_open(os.getppid())
+    guardian = stand_guard(
+        settings["parent"], settings["alive"], [settings["socket"], settings["config"]]
+    )
     process.ignore_stop_signals()
     process.become_subreaper()
     with os.fdopen(settings["config"], "rb") as file:
