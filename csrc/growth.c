@@ -58,8 +58,7 @@ ds_status ds__grow_index(ds_store *store, struct ds_index *index, uint64_t count
     /* Both under one hold: a thread that sees one without the other waits here, instead of mapping a second time the
      * generation that this handle has. */
     pthread_mutex_lock(&store->indexing);
-    next->older = store->index;
-    atomic_store_explicit(&store->index, next, memory_order_release);
+    ds__index_replace(store, next);
     atomic_store_explicit(&control->generation, next->generation, memory_order_release);
     pthread_mutex_unlock(&store->indexing);
     /* After the publication: a death between the two leaves a count that is too high, and the next growth comes early.

@@ -111,10 +111,18 @@ ds_status ds__index_open(const struct ds_directory *directory, const uint8_t uui
     return describe(bytes, size, generation, capacity, out);
 }
 
+void ds__index_unmap_older(struct ds_index *index) {
+    for (struct ds_index *older = index->older; older != NULL && !older->unmapped; older = older->older) {
+        ds__os_unmap(older->bytes, older->size);
+        older->unmapped = true;
+    }
+}
+
 void ds__index_free(struct ds_index *index) {
     while (index != NULL) {
         struct ds_index *older = index->older;
-        ds__os_unmap(index->bytes, index->size);
+        if (!index->unmapped)
+            ds__os_unmap(index->bytes, index->size);
         free(index);
         index = older;
     }

@@ -14,6 +14,7 @@
 
 #include <assert.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 
 #define DS_INDEX_MAGIC UINT64_C(0x0a0d58444e495344)
 
@@ -30,12 +31,13 @@ static_assert(sizeof(struct ds_index_header) == DS_INDEX_HEADER, "index header l
 
 /* One mapped generation. */
 struct ds_index {
-    struct ds_index *older; /* stays mapped as long as the handle */
+    struct ds_index *older; /* replaced ones; these structs live as long as the handle */
     _Atomic uint64_t *slots;
     uint64_t mask;
     uint64_t generation;
     void *bytes;
     uint64_t size;
+    bool unmapped; /* replaced, and given back */
 };
 
 static inline uint64_t ds__slot(uint64_t offset, uint64_t hash) {
@@ -68,6 +70,8 @@ ds_status ds__index_private(uint64_t generation, uint64_t capacity, struct ds_in
 /* DS_MISSING, quietly, when that generation is gone. */
 ds_status ds__index_open(const struct ds_directory *directory, const uint8_t uuid[16], uint64_t generation,
                          bool writable, struct ds_index **out);
+/* Gives back what was replaced by `index`, but for the structs: hints may still be taken from those. */
+void ds__index_unmap_older(struct ds_index *index);
 void ds__index_free(struct ds_index *index);
 
 /* Walks the slots where a hash may be:

@@ -20,6 +20,24 @@ enum {
 
 /* ---- the index in force ---------------------------------------------------------------------------------------- */
 
+void ds__index_replace(ds_store *store, struct ds_index *newer) {
+    newer->older = store->index;
+    /* Sequentially consistent, as is the look for calls after it: one that is not counted there yet will load this. */
+    atomic_store_explicit(&store->index, newer, memory_order_seq_cst);
+    atomic_store_explicit(&store->index_replaced, newer->older != NULL, memory_order_relaxed);
+}
+
+/* A handle that lives long sees many generations, since keys that come and go wear one out. */
+static void reclaim_indexes(ds_store *store) {
+    if (pthread_mutex_trylock(&store->indexing) != 0)
+        return;
+    if (ds__segments_idle(&store->segments)) {
+        ds__index_unmap_older(store->index);
+        atomic_store_explicit(&store->index_replaced, false, memory_order_relaxed);
+    }
+    pthread_mutex_unlock(&store->indexing);
+}
+
 ds_status ds__index_remap(ds_store *store, struct ds_index **out) {
     ds_status status = DS_OK;
     pthread_mutex_lock(&store->indexing);
@@ -35,8 +53,7 @@ ds_status ds__index_remap(ds_store *store, struct ds_index **out) {
         if (status == DS_MISSING)
             continue; /* it was replaced since: look again */
         if (status == DS_OK) {
-            newer->older = index;
-            atomic_store_explicit(&store->index, newer, memory_order_release);
+            ds__index_replace(store, newer);
             index = newer;
         }
         break;
@@ -362,8 +379,14 @@ static bool reclaimable(const ds_store *store, uint64_t start) {
 /* For what another process has dropped, or could not be reclaimed at once. */
 static void reclaim(ds_store *store) {
     uint64_t start = atomic_load_explicit(&store->control->start, memory_order_acquire);
-    if (reclaimable(store, start) && !atomic_load_explicit(&store->reclaiming, memory_order_relaxed))
+    bool replaced = atomic_load_explicit(&store->index_replaced, memory_order_relaxed);
+    bool dropped = reclaimable(store, start);
+    if (!(replaced || dropped) || atomic_load_explicit(&store->reclaiming, memory_order_relaxed))
+        return;
+    if (dropped)
         ds__segments_reclaim(&store->segments, start);
+    if (replaced)
+        reclaim_indexes(store);
 }
 
 void ds__reclaim(ds_store *store) {

@@ -118,9 +118,14 @@ static void drop_below(struct ds_segments *segments, uint64_t start) {
     }
 }
 
-static bool nobody_inside(struct ds_segments *segments) {
+static bool nobody_inside(const struct ds_segments *segments) {
     return atomic_load_explicit(&segments->active, memory_order_seq_cst) == 0 &&
            atomic_load_explicit(&segments->writing, memory_order_seq_cst) == 0;
+}
+
+bool ds__segments_idle(const struct ds_segments *segments) {
+    /* Without the fence first, because it costs a system call; a busy handle is found busy most of the time. */
+    return nobody_inside(segments) && (segments->fenced || ds__os_fence_threads()) && nobody_inside(segments);
 }
 
 void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
@@ -130,8 +135,7 @@ void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
         return;
     if (start > atomic_load_explicit(&segments->start, memory_order_relaxed))
         drop_below(segments, start);
-    /* Without the fence first, because it costs a system call; a busy handle is found busy most of the time. */
-    if (nobody_inside(segments) && (segments->fenced || ds__os_fence_threads()) && nobody_inside(segments)) {
+    if (ds__segments_idle(segments)) {
         limbo = atomic_exchange_explicit(&segments->limbo, NULL, memory_order_relaxed);
         struct ds_segment_table *table = segments->table;
         older = table->older;

@@ -106,6 +106,8 @@ static inline void ds__segments_leave_writing(struct ds_segments *segments) {
     atomic_store_explicit(&segments->writing, 0, memory_order_release);
 }
 
+/* No call of this handle is under way, and every later one will see what was stored before this. */
+bool ds__segments_idle(const struct ds_segments *segments);
 /* Unmaps what lies below `start`, now or in a later call. Call it outside enter and leave. */
 void ds__segments_reclaim(struct ds_segments *segments, uint64_t start);
 

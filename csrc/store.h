@@ -27,6 +27,7 @@ struct ds_store {
 
     struct ds_segments segments;
     _Atomic(struct ds_index *) index; /* the generation this handle last saw; older ones hang behind it */
+    atomic_bool index_replaced;       /* an older one is still mapped */
     pthread_mutex_t indexing;         /* one thread at a time replaces it */
 
     _Atomic(struct ds_spare *) spare; /* spare.c */
@@ -54,8 +55,10 @@ ds_status ds__intact(const ds_store *store, ds_status status);
 
 /* The index generation in force, mapped. */
 ds_status ds__index_remap(ds_store *store, struct ds_index **out);
+/* From now on calls see that generation. Under `indexing`. */
+void ds__index_replace(ds_store *store, struct ds_index *newer);
 static inline ds_status ds__index_now(ds_store *store, struct ds_index **out) {
-    struct ds_index *index = atomic_load_explicit(&store->index, memory_order_acquire);
+    struct ds_index *index = atomic_load_explicit(&store->index, memory_order_seq_cst); /* see ds__index_replace() */
     uint64_t generation = atomic_load_explicit(&store->control->generation, memory_order_acquire);
     if (index != NULL && index->generation == generation) {
         *out = index;

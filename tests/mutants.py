@@ -878,6 +878,12 @@ MUTANTS = [
             "    for (uint64_t at = 0; at < from->mask - 40; at++) {",
         ),
     ),
+    mutant(
+        "replaced-index-stays-mapped",
+        "read.c",
+        "a process that puts and deletes takes more memory and disk, as long as it lives",
+        ("    if (replaced)\n        reclaim_indexes(store);", "    (void)reclaim_indexes;"),
+    ),
     # ---- compaction and sync -----------------------------------------------------------------------
     mutant(
         "compaction-never-overdue",
@@ -1555,6 +1561,7 @@ NOTICED_BY: dict[str, str] = {
     "any-control-page-is-believed": "test_damage i6_the_control_page_of_another_boot_blocks_nothing",
     "index-published-empty": "every_store 1 1 /dev/shm 7",
     "index-growth-loses-a-slot": "every_store 1 1 /dev/shm 7",
+    "replaced-index-stays-mapped": "test_store a_replaced_index_is_given_back",
     "compaction-never-overdue": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
     "compaction-overdue-two-segments-late": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
     "compaction-overdue-at-four-times": "test_space overwriting_takes_twice_the_live_data_and_four_segments",

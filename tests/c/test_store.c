@@ -610,6 +610,27 @@ static void two_handles_in_one_process_share_the_store(const char *dir) {
     CHECK_OK(ds_close(a));
 }
 
+/* Keys that come and go wear one index after the other out. */
+static void a_replaced_index_is_given_back(const char *dir) {
+    char below[512], key[32];
+    snprintf(below, sizeof below, "%s/index.", dir);
+    ds_store *writer = open_store(dir), *reader = open_store(dir);
+    put(writer, "stays", "here");
+    for (int i = 0; i < 20000; i++) {
+        snprintf(key, sizeof key, "comes and goes %d", i);
+        put(writer, key, "");
+        CHECK_OK(ds_delete(writer, DS_USER, key, strlen(key), NULL));
+        expect_value(reader, "stays", "here");
+        CHECK(check_mappings(below) <= 4); /* of each handle one, and one that its next call gives back */
+    }
+    put(writer, "stays", "still");
+    expect_value(reader, "stays", "still");
+    CHECK_EQ(check_mappings(below), 2);
+    CHECK_OK(ds_close(reader));
+    CHECK_OK(ds_close(writer));
+    CHECK_EQ(check_mappings(below), 0);
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(a_value_comes_back),
@@ -639,6 +660,7 @@ int main(int argc, char **argv) {
         TEST(stats_and_verify_agree_with_what_was_done),
         TEST(compaction_changes_nothing_but_the_room),
         TEST(two_handles_in_one_process_share_the_store),
+        TEST(a_replaced_index_is_given_back),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }
