@@ -151,7 +151,7 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
                              bool fresh, struct ds_tail *after, struct ds_segment **out) {
     const struct ds_tail *tail = after;
     struct ds_segment *segment;
-    ds_status status = ds__segments_at(&store->segments, tail->segment_base, &segment);
+    ds_status status = ds__all_there(store, ds__segments_at(&store->segments, tail->segment_base, &segment));
     if (status != DS_OK)
         return status;
     if (tail->offset % 8 != 0 || tail->offset < segment->base + DS_SEGMENT_HEADER || tail->offset > segment->end)

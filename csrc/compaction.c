@@ -201,7 +201,7 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *mov
     pass->tight = tight;
     atomic_store_explicit(&store->reclaiming, true, memory_order_relaxed);
     ds__enter(store);
-    ds_status status = run_pass(pass, until, moved);
+    ds_status status = ds__all_there(store, run_pass(pass, until, moved));
     ds__leave(store);
     free(pass->blobs);
     free(pass);

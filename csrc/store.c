@@ -43,6 +43,16 @@ ds_status ds__check_writable(const ds_store *store) {
     return status;
 }
 
+ds_status ds__all_there(const ds_store *store, ds_status status) {
+    if (status != DS_MISSING)
+        return status;
+    return ds__fail(
+        DS_CORRUPT, 0,
+        "%s: a segment of the log is not there; nothing was changed. Restore the *.log files from a copy, or "
+        "repair the store",
+        store->directory.path);
+}
+
 /* ---- open and close -------------------------------------------------------------------------------------------- */
 
 void ds_options_init(ds_options *options) {
@@ -282,7 +292,7 @@ ds_status ds_verify(ds_store *store, uint64_t *frames) {
      * make them, and may find a log that moved on. */
     if (store->options.read_only) {
         ds__enter(store);
-        status = verify_all(store, frames);
+        status = ds__all_there(store, verify_all(store, frames));
         ds__leave(store);
         return status;
     }
@@ -293,7 +303,7 @@ ds_status ds_verify(ds_store *store, uint64_t *frames) {
         return ds__advise(status, DS_TIMEOUT, VERIFY_AGAIN);
     status = ds__advise(ds__writer_enter(store), DS_TIMEOUT, VERIFY_AGAIN);
     if (status == DS_OK) {
-        status = verify_all(store, frames);
+        status = ds__all_there(store, verify_all(store, frames));
         ds__writer_leave(store);
     }
     ds__lock_release(compacting);

@@ -51,6 +51,9 @@ ds_status ds__check_writable(const ds_store *store);
  * found may be there. Where the answer came from a record that was checked, nobody needs to ask. */
 ds_status ds__intact(const ds_store *store, ds_status status);
 
+/* Of a call that looks for no key: what is missing is a file, and that is damage. */
+ds_status ds__all_there(const ds_store *store, ds_status status);
+
 /* read.c --------------------------------------------------------------------------------------------------------- */
 
 /* The index generation in force, mapped. */

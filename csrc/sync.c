@@ -243,6 +243,7 @@ static ds_status sync_between(ds_store *store, uint64_t start, uint64_t to, bool
      * torn. */
     if (status == DS_OK)
         status = ds__intact(store, status); /* else `to` may be anything */
+    status = ds__all_there(store, status);
     if (status == DS_OK && (clean || before < to))
         status = raise_floor(store, to, sequence, clean ? DS_FLOOR_CLEAN : 0, clean);
     ds__lock_release(&control->sync_lock);

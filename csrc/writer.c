@@ -15,7 +15,7 @@ ds_status ds__writer_enter_within(ds_store *store, int timeout_ms) {
     ds__enter_writing(store);
     /* Not only when the last owner died: its heir may have died in the repair, or failed and given up. */
     if (atomic_load_explicit(&store->control->intent.end, memory_order_relaxed) != 0)
-        status = ds__repair(store);
+        status = ds__all_there(store, ds__repair(store));
     uint64_t fence = atomic_load_explicit(&store->control->fence, memory_order_relaxed);
     if (status == DS_OK && store->options.incarnation != 0 && store->options.incarnation < fence)
         status =

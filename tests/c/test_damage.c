@@ -333,6 +333,30 @@ static void a_missing_segment_is_reported(const char *dir) {
     free(whole);
 }
 
+/* Also by a process that finds control page and index in order, and looks into the log when it is asked to. */
+static void a_segment_that_is_missed_later_is_reported(const char *dir) {
+    char *path = check_format("%s/store", dir);
+    ds_store *keeps = open_store(path);
+    for (int i = 0; i < 150; i++)
+        put_filled(keeps, check_format("key-%d", i), 'v');
+    CHECK_OK(ds_sync(keeps));
+    image files = {0};
+    image_map(&files, path);
+    for (size_t i = 0; i < files.count; i++)
+        if (strstr(files.files[i].name, ".log") && strcmp(files.files[i].name, "0000000000000000.log") != 0)
+            CHECK(unlink(check_format("%s/%s", path, files.files[i].name)) == 0);
+    put_filled(keeps, "to be synced", 'v');
+    ds_store *store = open_store(path);
+    ds_value value;
+    CHECK_IS(ds_get(store, DS_USER, "key-149", 7, &value), DS_CORRUPT);
+    CHECK_IS(ds_put(store, DS_USER, "key-149", 7, "", 0, NULL), DS_CORRUPT);
+    CHECK_IS(ds_put(store, DS_USER, "other", 5, "", 0, NULL), DS_CORRUPT);
+    CHECK_IS(ds_sync(store), DS_CORRUPT);
+    CHECK_IS(ds_compact(store), DS_CORRUPT);
+    CHECK_IS(ds_verify(store, NULL), DS_CORRUPT);
+    CHECK_IS(ds_close(store), DS_CORRUPT);
+}
+
 /* The index is derived: where nobody has it mapped, a lost or damaged one is made anew, in the same boot too. */
 static void a_lost_index_is_made_anew(const char *dir) {
     static const char nonsense[100000] = "nonsense";
@@ -646,6 +670,7 @@ int main(int argc, char **argv) {
         TEST(i28_predecessors_in_a_circle_end),
         TEST(i24_a_future_format_is_refused),
         TEST(a_missing_segment_is_reported),
+        TEST(a_segment_that_is_missed_later_is_reported),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));
 }
