@@ -14,6 +14,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -335,6 +338,11 @@ void ds__os_let_go(void *address, uint64_t size) {
     uintptr_t from = ((uintptr_t)address + page - 1) / page * page, to = ((uintptr_t)address + size) / page * page;
     if (from < to)
         (void)madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+void ds__os_populate_read(void *address, uint64_t size) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)address / page * page;
+    (void)madvise((void *)from, (uintptr_t)address + size - from, MADV_POPULATE_READ);
 }
 
 ds_status ds__os_range_sync(const struct ds_directory *directory, const char *name, void *address, uint64_t size) {

@@ -86,6 +86,8 @@ ds_status ds__os_map_anonymous(uint64_t size, void **out);
 void ds__os_unmap(void *address, uint64_t size);
 /* Takes the page faults of a range now, writable, where the kernel can (Linux 5.14). A hint: failure is ignored. */
 void ds__os_populate(void *address, uint64_t size);
+/* The same, for reading: of a file, the first write to a page is then a page fault. */
+void ds__os_populate_read(void *address, uint64_t size);
 /* Gives back the page table entries of what is mapped of a file, whole pages only; the bytes stay where they are, in the page
  * cache, and the next touch is a page fault. A hint. */
 void ds__os_let_go(void *address, uint64_t size);

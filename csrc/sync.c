@@ -16,8 +16,9 @@
 static const char FLOOR[] = "floor";
 
 /* The kernel makes each dirty page read-only before it writes it, and interrupts every core that runs this process to say so:
- * a few us for each page, of writers too. Of a range of this many bytes the pages are let go before, which interrupts once. */
-enum { LET_GO_FROM = 64 * 1024 };
+ * a few us for each page, of writers too. Of a range of this many bytes the pages are let go before, which interrupts once, and
+ * mapped again read-only, because puts look at the keys they overwrite. */
+enum { READ_ONLY_FROM = 64 * 1024 };
 
 /* ---- the floor ------------------------------------------------------------------------------------------------- */
 
@@ -145,6 +146,14 @@ static ds_status visit_blobs(ds_store *store, uint64_t from, uint64_t to, blob_v
     return DS_OK;
 }
 
+/* The kernel writes whole pieces (os.h), so what follows in the last one is let go as well. */
+static void make_read_only(struct ds_segment *segment, uint64_t start, uint64_t stop) {
+    uint64_t pieces = (stop - segment->base + DS_OS_PIECE - 1) / DS_OS_PIECE * DS_OS_PIECE;
+    uint64_t end = pieces < segment->mapping.size ? segment->base + pieces : segment->end;
+    ds__os_let_go(ds__segment_at(segment, start), end - start);
+    ds__os_populate_read(ds__segment_at(segment, start), stop - start);
+}
+
 static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
     bool fresh = from == 0;
     for (uint64_t at = from; at < to;) {
@@ -161,8 +170,8 @@ static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
         if (ds__sigbus_cut(segment->mapping.bytes, segment->mapping.size))
             return ds__fail(DS_CORRUPT, 0, "%s/%s: was cut or became unreadable while it was in use; its end is lost",
                             store->directory.path, name);
-        if (stop - start >= LET_GO_FROM)
-            ds__os_let_go(ds__segment_at(segment, start), stop - start);
+        if (stop - start >= READ_ONLY_FROM)
+            make_read_only(segment, start, stop);
         status = ds__os_range_sync(&store->directory, name, ds__segment_at(segment, start), stop - start);
         if (status != DS_OK)
             return status;
