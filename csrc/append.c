@@ -15,7 +15,7 @@ enum {
     POPULATE_AHEAD = 256 * 1024, /* bytes of page faults taken at once */
     FETCH_AHEAD = 1024,          /* bytes */
     KEPT_FREE = 1024,
-    QUICK_SEGMENT = 1024 * 1024,
+    QUICK_SEGMENT = 2 * 1024 * 1024,
     QUICK_NS = 100 * 1000 * 1000,
     STEADY_NS = 1000 * 1000 * 1000,
 };
@@ -41,16 +41,21 @@ static bool quick(const struct ds_tail *tail, uint64_t now) {
     return now - tail->opened_ns < QUICK_NS;
 }
 
+/* Was it full soon enough that a spare for the next one would not be given back before? */
+static bool steady(const struct ds_tail *tail, uint64_t now) {
+    return now - tail->opened_ns < STEADY_NS;
+}
+
 /* About an eighth of the live data, so that compaction moves it in small steps; room for a few of the largest frames; and up
  * to QUICK_SEGMENT twice the last one where that one was full in no time, because a new file costs as much as hundreds of
- * puts. Half of the last one where it was not, so that bursts do not begin anew with small ones. */
+ * puts. Half of the last one where it took long, so that bursts do not begin anew with small ones. */
 static uint64_t next_segment_size(const struct ds_tail *tail, uint64_t length, uint64_t now) {
     uint64_t want = tail->live_bytes / 8;
     if (want < 4 * tail->largest_frame)
         want = 4 * tail->largest_frame;
     if (want < 4 * length)
         want = 4 * length;
-    uint64_t follow = quick(tail, now) ? 2 * tail->segment_size : tail->segment_size / 2;
+    uint64_t follow = quick(tail, now) ? 2 * tail->segment_size : tail->segment_size / (steady(tail, now) ? 1 : 2);
     if (tail->opened_ns == 0) /* an opened store, or one that is to get small */
         follow = 0;
     if (follow > QUICK_SEGMENT)
@@ -95,7 +100,7 @@ static ds_status make_room(ds_store *store, struct ds_segment_header *header, ui
     if (ds__spare_take(store, header, out))
         return DS_OK;
     /* All at once, if it is small and will be full at once. */
-    bool at_once = was_quick && header->size < DS_OS_LARGE_PAGE;
+    bool at_once = was_quick && header->size <= DS_OS_LARGE_PAGE;
     ds_status status = ds__segment_create(&store->segments, header, at_once, out);
     uint64_t smallest = DS_SEGMENT_MIN;
     while (smallest < length + DS_SEGMENT_HEADER)
@@ -161,7 +166,7 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
         return DS_OK;
     }
     uint64_t now = ds__os_now_ns();
-    bool was_quick = quick(tail, now), was_steady = now - tail->opened_ns < STEADY_NS;
+    bool was_quick = quick(tail, now), was_steady = steady(tail, now);
     struct ds_segment_header header = {
         .base = segment->end,
         .size = next_segment_size(tail, length, now),
@@ -191,7 +196,7 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
     /* A new segment is the occasion to look how much has expired. */
     if (type == DS_FRAME_COMMIT && (header.incompat & DS_EXPIRY_INCOMPAT) != 0)
         atomic_store_explicit(&store->control->expired_bytes, DS_UNKNOWN_BYTES, memory_order_relaxed);
-    if (was_steady) /* else a spare would be given back before it is needed */
+    if (was_steady)
         ds__spare_want(store, was_quick ? next_segment_size(after, length, now) : after->segment_size);
     *out = next;
     return DS_OK;

@@ -17,6 +17,7 @@
 
 enum {
     SAMPLE = 128, /* records */
+    SLACK = 2,    /* segments beyond twice the live data; one less when the writers rest */
 };
 
 /* ---- when ------------------------------------------------------------------------------------------------------ */
@@ -29,13 +30,13 @@ static uint64_t start_of(const ds_store *store) {
     return atomic_load_explicit(&store->control->start, memory_order_relaxed);
 }
 
-static bool is_due(const struct ds_tail *tail, uint64_t start, uint64_t expired) {
+static bool is_due(const struct ds_tail *tail, uint64_t start, uint64_t expired, unsigned segments) {
     return start < tail->segment_base &&
-           log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + 2 * tail->segment_size;
+           log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + segments * tail->segment_size;
 }
 
 bool ds__compaction_due(const ds_store *store) {
-    return is_due(&store->control->tail, start_of(store), ds__expired_bytes(store));
+    return is_due(&store->control->tail, start_of(store), ds__expired_bytes(store), SLACK);
 }
 
 /* What the files take is kept to twice the live data and four segments. What a pass copies before it can drop anything is
@@ -44,7 +45,7 @@ bool ds__compaction_due(const ds_store *store) {
 bool ds__compaction_overdue(ds_store *store, uint64_t length) {
     const struct ds_tail *tail = &store->control->tail;
     uint64_t start = start_of(store);
-    if (!is_due(tail, start, ds__expired_bytes(store)) ||
+    if (!is_due(tail, start, ds__expired_bytes(store), SLACK) ||
         atomic_load_explicit(&store->compacting_fails, memory_order_relaxed))
         return false;
     uint64_t needed = ds__segment_needed(store, length);
@@ -210,13 +211,13 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *mov
 
 /* ---- a compaction: one pass after the other -------------------------------------------------------------------------- */
 
-static ds_status due_pass(ds_store *store, bool *moved) {
+static ds_status due_pass(ds_store *store, unsigned slack, bool *moved) {
     struct ds_tail tail;
     ds__enter(store);
     sample_expired(store);
     ds__leave(store);
     ds_status status = look_at_tail(store, &tail);
-    if (status != DS_OK || !is_due(&tail, start_of(store), ds__expired_bytes(store)))
+    if (status != DS_OK || !is_due(&tail, start_of(store), ds__expired_bytes(store), slack))
         return status;
     return one_pass(store, 0, false, moved);
 }
@@ -249,8 +250,8 @@ static ds_status until_tail(ds_store *store, uint64_t *until) {
 /* The next pass of a compaction. `until`: how far it goes, 0: not known yet. */
 static ds_status next_pass(ds_store *store, enum ds_compaction how, uint64_t *until, bool *moved) {
     ds_status status = DS_OK;
-    if (how == DS_COMPACT_DUE)
-        return due_pass(store, moved);
+    if (how == DS_COMPACT_DUE || how == DS_COMPACT_RESTED)
+        return due_pass(store, how == DS_COMPACT_DUE ? SLACK : SLACK - 1, moved);
     if (*until == 0)
         status = how == DS_COMPACT_ALL ? until_all(store, until) : until_tail(store, until);
     if (status != DS_OK || start_of(store) >= *until)
@@ -296,7 +297,7 @@ ds_status ds__make_room(ds_store *store, uint64_t start) {
     if (status != DS_OK)
         return status;
     if (start_of(store) == start)
-        status = due_pass(store, &moved);
+        status = due_pass(store, SLACK, &moved);
     end_pass(store, status);
     return status;
 }

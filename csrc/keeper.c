@@ -6,7 +6,7 @@
 #include <time.h>
 
 /* A compaction that failed (a full disk, a failed sync) is tried again, and a spare that is not needed given back, after
- * this long. */
+ * this long. With the spare goes what a burst has left behind: compaction is done before it is due. */
 enum { LATER_MS = 1000 };
 
 /* Waits until somebody asks, it is to stop, or the time is up (0: no time). */
@@ -29,6 +29,7 @@ static void *keep(void *argument) {
     ds_store *store = argument;
     bool group = store->options.durability == DS_GROUP;
     uint32_t pause = group ? store->options.group_ms : 0;
+    bool failed = false;
     pthread_mutex_lock(&store->keeper_mutex);
     while (!store->keeper_stop) {
         rest(store, pause);
@@ -38,8 +39,10 @@ static void *keep(void *argument) {
         if (group)
             (void)ds__sync(store, false);
         ds__spare_make(store);
-        bool failed = asked && ds__compact(store, false, DS_COMPACT_DUE) != DS_OK;
-        bool spare = asked ? atomic_load_explicit(&store->spare, memory_order_relaxed) != NULL : ds__spare_tidy(store);
+        bool rested = !asked && ds__spare_tidy(store);
+        if (asked || rested || failed)
+            failed = ds__compact(store, false, rested ? DS_COMPACT_RESTED : DS_COMPACT_DUE) != DS_OK;
+        bool spare = atomic_load_explicit(&store->spare, memory_order_relaxed) != NULL;
         pause = group ? store->options.group_ms : failed || spare ? LATER_MS : 0;
         pthread_mutex_lock(&store->keeper_mutex);
     }

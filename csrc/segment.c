@@ -316,7 +316,7 @@ static ds_status map_segment(const struct ds_segments *segments, const char *nam
  * piece that is written again after a sync takes a page fault that costs as much as the whole. */
 ds_status ds__segment_map_new(const struct ds_segments *segments, const char *name, int fd, uint64_t size, bool quick,
                               struct ds_segment **out) {
-    bool large = size >= DS_OS_LARGE_PAGE;
+    bool large = size > DS_OS_LARGE_PAGE;
     ds_status status = DS_OK;
     if (quick && segments->large_pages && !large)
         status = ds__os_write_zeros(segments->directory, name, fd, size);

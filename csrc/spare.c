@@ -84,9 +84,9 @@ bool ds__spare_tidy(ds_store *store) {
     if (ds__os_now_ns() - spare->made_ns < KEEP_NS &&
         atomic_compare_exchange_strong_explicit(&store->spare, &none, spare, memory_order_release,
                                                 memory_order_relaxed))
-        return true;
+        return false;
     give_back(spare);
-    return false;
+    return true;
 }
 
 /* ---- the writer's side ------------------------------------------------------------------------------------------- */

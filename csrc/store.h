@@ -204,6 +204,7 @@ bool ds__compaction_due(const ds_store *store);
 bool ds__compaction_overdue(ds_store *store, uint64_t length);
 enum ds_compaction {
     DS_COMPACT_DUE,     /* until it is not due any more */
+    DS_COMPACT_RESTED,  /* the same, and due it is a segment earlier */
     DS_COMPACT_ALL,     /* all that is in the log now */
     DS_COMPACT_TIGHTLY, /* the disk is full: what can go without a new segment */
 };
@@ -247,7 +248,7 @@ static inline bool ds__spare_wanted(const ds_store *store) {
     return atomic_load_explicit(&store->spare_wanted, memory_order_relaxed) != 0;
 }
 void ds__spare_make(ds_store *store);
-/* Gives one back that nobody has needed for a while; is there one still? */
+/* Gives one back that nobody has needed for a while; did it? */
 bool ds__spare_tidy(ds_store *store);
 /* Makes it the segment that `header` describes, which may become larger. False: there is none that would do. */
 bool ds__spare_take(ds_store *store, struct ds_segment_header *header, struct ds_segment **out);

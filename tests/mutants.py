@@ -46,6 +46,7 @@ TESTS = [
     "test_wait",
     "test_turn",
     "test_spare",
+    "test_keeper",
     "test_sync",
     "test_sigbus",
     "test_repair",
@@ -62,6 +63,7 @@ TESTS = [
 ]
 FAULTY = [
     "test_spare",
+    "test_keeper",
     "test_faults",
 ]  # in tests/c/faults, and so linked with an engine whose system calls fail on demand
 
@@ -990,9 +992,27 @@ MUTANTS = [
         "compaction.c",
         "the keeper begins when puts have to wait already",
         (
-            "log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + 2 * tail->segment_size;",
-            "log_bytes(tail, start) + 2 * expired > 2 * tail->live_bytes + 4 * tail->segment_size;",
+            "    SLACK = 2,    /*",
+            "    SLACK = 4,    /*",
         ),
+    ),
+    mutant(
+        "failed-compaction-forgotten",
+        "keeper.c",
+        "what a compaction that failed has left stays until somebody writes",
+        ("        if (asked || rested || failed)", "        if (asked || rested)"),
+    ),
+    mutant(
+        "rest-not-used",
+        "keeper.c",
+        "what a burst has left takes room until somebody writes",
+        ("        if (asked || rested || failed)", "        if (asked || failed)"),
+    ),
+    mutant(
+        "rest-not-due-earlier",
+        "compaction.c",
+        "what a burst has left takes room until somebody writes",
+        ("how == DS_COMPACT_DUE ? SLACK : SLACK - 1", "SLACK"),
     ),
     mutant(
         "compaction-drops-before-the-sync",
@@ -1569,6 +1589,9 @@ NOTICED_BY: dict[str, str] = {
     "overdue-overlooked-by-a-try": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
     "refused-put-asks-nobody": "test_processes a_stopped_compaction_delays_one_put",
     "stopped-compaction-forgotten": "test_processes a_stopped_compaction_delays_one_put",
+    "failed-compaction-forgotten": "test_keeper a_compaction_that_failed_is_tried_again",
+    "rest-not-used": "test_keeper what_a_burst_left_goes_when_the_writers_rest",
+    "rest-not-due-earlier": "test_keeper what_a_burst_left_goes_when_the_writers_rest",
     "compaction-due-two-segments-late": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
     "compaction-drops-before-the-sync": "power_loss 4000 1",
     "compaction-drops-unread-what-is-named": "test_store compaction_changes_nothing_but_the_room",

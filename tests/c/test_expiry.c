@@ -613,7 +613,7 @@ static void a_read_notices_that_an_expired_key_has_left_the_index(const char *di
     snprintf(second_key, sizeof second_key, "second");
     put_for(store, "first", "1", 10);
     put(store, second_key, "old");
-    for (int i = 0; i < 60; i++)
+    for (int i = 0; i < 200; i++) /* some of the largest segments that a quick writer gets */
         CHECK_OK(ds_put(store, DS_USER, "busy", 4, filler, sizeof filler, NULL));
     pass(9);
     meanwhile_store = store;
