@@ -3,10 +3,10 @@
     python3 tests/coverage.py            builds build/coverage, runs the C tests, prints a table and what is not taken
     python3 tests/coverage.py --all      the table for all files of csrc
     python3 tests/coverage.py --again    from the last run
-    python3 tests/coverage.py --check    and exit 1 if more lines than KNOWN have an untaken branch and no reason
+    python3 tests/coverage.py --check    and exit 1 if a line has an untaken branch and no reason
 
 The engine is linked into the tests as it is, and once more with failing system calls (tests/c/faults): what either
-takes counts. What no test takes is listed, with the reason where one is known: the rest is to be done.
+takes counts. What no test takes is listed, with its reason.
 """
 
 from __future__ import annotations
@@ -41,13 +41,17 @@ REASONS = [
     ("commit.c", "count > UINT32_MAX", "needs four billion changes in one commit"),
     (
         "rebuild.c",
+        "end->segment != NULL &&",
+        "as below: the segment that was read first is still there when it is read again",
+    ),
+    (
+        "rebuild.c",
         "end->segment == NULL",
         "a start was found, so there is a segment, unless the disk gives less at the second reading",
     ),
 ]
-# So many lines have neither a test nor a reason; with a test more, lower it. Now it is 69, or a few less or more: some
-# branches are races, which not every run takes.
-KNOWN = 72
+# So many lines may have neither a test nor a reason.
+KNOWN = 0
 
 
 def build() -> None:

@@ -54,6 +54,7 @@ TESTS = [
     "test_processes",
     "test_races",
     "test_compaction",
+    "test_recovery",
     "test_hostile",
     "every_store 1 1",
     "kill_sweep 150 1 /dev/shm",
@@ -760,6 +761,22 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "sequence-accepted-twice",
+        "log.c",
+        "a commit whose sequence was given out before is read as a new one",
+        (
+            " ||\n            frame->sequence < end->sequence ||\n"
+            "            (frame->sequence == end->sequence && ds__frame_type(frame->word0) == DS_FRAME_COMMIT)) {",
+            ") {",
+        ),
+    ),
+    mutant(
+        "later-start-only-if-whole",
+        "rebuild.c",
+        "a power loss in a compaction that tears both ends of the log takes back what was synced",
+        ("(whole || at > first);", "whole;"),
+    ),
+    mutant(
         "torn-end-not-sealed",
         "rebuild.c",
         "commits follow torn bytes",
@@ -971,6 +988,15 @@ MUTANTS = [
         "relocation.c",
         "a key that is overwritten while it is to move gets its old value back",
         ("    plan->write = live && !expired", "    plan->write = !expired"),
+    ),
+    mutant(
+        "batches-without-a-bound",
+        "relocation.c",
+        "compaction keeps writers waiting for as long as a segment takes",
+        (
+            " || batch->bytes + length > BATCH_BYTES) {",
+            " || batch->bytes + length > UINT32_MAX + (uint64_t)BATCH_BYTES) {",
+        ),
     ),
     mutant(
         "slot-given-up-unseen",
@@ -1454,6 +1480,9 @@ NOTICED_BY: dict[str, str] = {
     "dead-is-moved": "test_compaction i17_what_changes_while_it_is_to_move_stays_changed",
     "slot-given-up-unseen": "test_compaction i17_what_changes_while_it_is_to_move_stays_changed",
     "segment-for-expiring-records-guessed": "test_compaction an_expiring_put_that_finds_no_segment_is_refused",
+    "sequence-accepted-twice": "test_recovery i34_a_sequence_is_not_accepted_twice",
+    "later-start-only-if-whole": "test_damage i11_both_ends_may_be_torn",
+    "batches-without-a-bound": "test_compaction records_move_in_bounded_batches",
     "clean-floor-not-durable": "test_sync i7_a_clean_close_says_so_of_what_is_on_disk",
     "clean-floor-before-its-data": "test_sync i7_a_clean_close_says_so_of_what_is_on_disk",
     "covered-sync-hides-the-error": "test_sync i10_a_failed_sync_is_final_for_all",

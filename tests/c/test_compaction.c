@@ -63,8 +63,8 @@ ds_status __wrap_ds__record_at(ds_store *store, uint64_t offset, struct ds_found
     return status == DS_OK ? __real_ds__record_at(store, offset, out) : status;
 }
 
-/* A segment that cannot be opened, for the next so many calls. */
-static unsigned unopened;
+/* A segment that cannot be opened, for the next so many calls; or once a pass has put its end on disk. */
+static unsigned unopened, after_sync;
 
 ds_status __real_ds__segments_at(struct ds_segments *segments, uint64_t base, struct ds_segment **out);
 ds_status __wrap_ds__segments_at(struct ds_segments *segments, uint64_t base, struct ds_segment **out);
@@ -143,6 +143,10 @@ static void put_key(ds_store *store, unsigned key) {
     char value[6000];
     generations[key] = generation;
     CHECK_OK(ds_put(store, DS_USER, name_of(key), 3, value, value_of(key, generation, value), NULL));
+}
+
+static void put_for(ds_store *store, const char *key, size_t size, uint64_t seconds) {
+    CHECK_OK(ds_put_expiring(store, DS_RUNTIME, key, strlen(key), big, size, seconds * 1000000000, NULL));
 }
 
 static void delete_key(ds_store *store, unsigned key) {
@@ -273,6 +277,46 @@ static void i19_a_compaction_that_meets_damage_changes_nothing(const char *dir) 
     fail_at_each(dir, RECORD_AT, DS_CORRUPT, NULL, DS_CORRUPT);
 }
 
+/* Past the sync, the start of the log has moved: what could not be removed goes when the log is read. */
+static void i17_a_compaction_that_cannot_drop_has_compacted(const char *dir) {
+    ds_store *store = open_store(dir);
+    memset(generations, 0, sizeof generations);
+    for (int i = 0; i < 8; i++)
+        write_some(store, false);
+    char *first = check_format("%s/0000000000000000.log", dir);
+    after_sync = 1;
+    CHECK_IS(ds__compact(store, true, DS_COMPACT_DUE), DS_IO);
+    CHECK(access(first, F_OK) == 0 && atomic_load(&store->control->start) > 0);
+    expect_all(store);
+    CHECK_OK(ds_compact(store));
+    expect_all_after_a_reboot(store, dir);
+    CHECK(access(first, F_OK) != 0);
+}
+
+/* The writer lock is held for one batch at a time, however large the segments are. */
+static void records_move_in_bounded_batches(const char *dir) {
+    enum { MANY = 500, SIZE = 5000, MOST = 64 * 1024 + 200 };
+    char key[16];
+    ds_store *store = open_store(dir);
+    memset(generations, 0, sizeof generations);
+    put_for(store, "expiring", 1, 10);
+    for (unsigned i = 0; i < MANY; i++)
+        CHECK_OK(ds_put(store, DS_RUNTIME, key, (size_t)snprintf(key, sizeof key, "m%u", i), big, SIZE, NULL));
+    uint64_t base = store->control->tail.segment_base;
+    while (store->control->tail.segment_base == base) /* a new one has more room than the reserve */
+        CHECK_OK(ds_put(store, DS_RUNTIME, "fill", 4, big, SIZE, NULL));
+    CHECK(store->control->tail.segment_size > 2 * DS_SEGMENT_MIN);
+    ds__os_clock_shift(INT64_C(11000000000), INT64_C(11000000000));
+    uint64_t moved = stats_of(store).relocated_bytes;
+    (void)ds__compact(store, true, DS_COMPACT_TIGHTLY); /* as far as it gets */
+    CHECK(stats_of(store).relocated_bytes > moved);
+    CHECK_OK(ds_compact(store));
+    CHECK(store->control->tail.largest_frame < MOST);
+    CHECK(stats_of(store).relocated_bytes > MANY * SIZE);
+    CHECK_EQ(stats_of(store).keys[DS_RUNTIME], MANY + 1);
+    expect_all_after_a_reboot(store, dir);
+}
+
 /* ---- who comes in between ----------------------------------------------------------------------------------------- */
 
 static ds_store *other;
@@ -336,7 +380,10 @@ ds_status __wrap_ds__sync_between(ds_store *store, uint64_t start, uint64_t to) 
     else if (store == waiting.store)
         while (!waiting.put_returned)
             usleep(100);
-    return __real_ds__sync_between(store, start, to);
+    ds_status status = __real_ds__sync_between(store, start, to);
+    unopened += after_sync;
+    after_sync = 0;
+    return status;
 }
 
 static void *keep(void *store) {
@@ -434,6 +481,15 @@ static void i20_deletes_have_the_reserve_and_no_more(const char *dir) {
     fill_the_last_segment(store, 400);
     ds__spare_stop(store);
     full = FOR_EVER;
+    static ds_change many[2000]; /* more than the reserve has room for */
+    static char names[2000][16];
+    for (unsigned i = 0; i < CHECK_COUNT(many); i++)
+        many[i] = (ds_change){.kind = DS_DELETE,
+                              .keyspace = DS_RUNTIME,
+                              .key = names[i],
+                              .key_size = (size_t)snprintf(names[i], sizeof names[i], "small%u", i)};
+    CHECK_IS(ds_commit(store, many, CHECK_COUNT(many), NULL), DS_FULL);
+    CHECK_EQ(stats_of(store).keys[DS_RUNTIME], SMALL + 1);
     CHECK(access(reserve, F_OK) == 0);
     unsigned deleted = 0;
     while (delete_small(store, deleted) == DS_OK)
@@ -494,10 +550,6 @@ static void i20_a_compaction_that_runs_full_keeps_what_it_does_not_drop(const ch
 }
 
 /* ---- keys that expire --------------------------------------------------------------------------------------------- */
-
-static void put_for(ds_store *store, const char *key, size_t size, uint64_t seconds) {
-    CHECK_OK(ds_put_expiring(store, DS_RUNTIME, key, strlen(key), big, size, seconds * 1000000000, NULL));
-}
 
 /* On a full disk the reserve is for what makes room: also where only time makes it, and the last segment takes nothing more. */
 static void i20_what_has_expired_may_use_the_reserve(const char *dir) {
@@ -619,6 +671,8 @@ int main(int argc, char **argv) {
         TEST(i19_a_compaction_that_gets_no_lock_changes_nothing),
         TEST(i19_a_compaction_that_finds_no_index_changes_nothing),
         TEST(i19_a_compaction_that_meets_damage_changes_nothing),
+        TEST(i17_a_compaction_that_cannot_drop_has_compacted),
+        TEST(records_move_in_bounded_batches),
         TEST(i17_what_changes_while_it_is_to_move_stays_changed),
         TEST(a_put_waits_no_longer_than_until_there_is_room),
         TEST(who_has_waited_for_long_goes_first),

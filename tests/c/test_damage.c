@@ -618,6 +618,19 @@ static void i11_torn_segments_go_newest_first(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* The segments that have gone since, as if none had. The last of them. */
+static char *bring_back(const char *path, const image *before) {
+    char *last = "";
+    for (size_t i = 0; i < before->count; i++) {
+        char *name = check_format("%s/%s", path, before->files[i].name);
+        if (strstr(name, ".log") == NULL || access(name, F_OK) == 0)
+            continue;
+        write_at(name, before->files[i].bytes, before->files[i].size, 0);
+        last = strcmp(name, last) > 0 ? name : last;
+    }
+    return last;
+}
+
 /* Before the start of the log they go oldest first: in compaction, and in a recovery after a power loss which took back that they
  * went and never had all of their bytes. Whoever dies at it leaves the end of a log. */
 static void i11_segments_before_the_start_go_oldest_first(const char *dir) {
@@ -631,14 +644,7 @@ static void i11_segments_before_the_start_go_oldest_first(const char *dir) {
     CHECK_OK(ds_compact(store));
     CHECK(removals >= 3);
     CHECK_OK(ds_close(store));
-    char *last = "";
-    for (size_t i = 0; i < before.count; i++) { /* as if none had gone */
-        char *name = check_format("%s/%s", path, before.files[i].name);
-        if (strstr(name, ".log") == NULL || access(name, F_OK) == 0)
-            continue;
-        write_at(name, before.files[i].bytes, before.files[i].size, 0);
-        last = strcmp(name, last) > 0 ? name : last;
-    }
+    char *last = bring_back(path, &before);
     write_at(last, "torn", 4, 30000);
     expect_unbroken(path);
     image_reboot(path);
@@ -652,10 +658,54 @@ static void i11_segments_before_the_start_go_oldest_first(const char *dir) {
     image_free(&before);
 }
 
+enum { MORE = 3000 };
+
+static void go_on_and_die(void *context) {
+    ds_store *store = open_store(context);
+    for (int i = 0; i < MORE; i++)
+        put_filled(store, check_format("more-%04d", i), 'w');
+}
+
+/* A power loss in a compaction may tear what was about to go, and what came later as well: the log is what lies between. */
+static void i11_both_ends_may_be_torn(const char *dir) {
+    char *path = check_format("%s/store", dir);
+    static image mapped, before;
+    check_join(check_spawn(put_each_and_die, path));
+    image_map(&mapped, path);
+    image_copy(&before, &mapped);
+    image_unmap(&mapped);
+    ds_store *store = open_store(path);
+    CHECK_OK(ds_compact(store));
+    uint64_t start = atomic_load(&store->control->start), end = store->control->tail.offset;
+    uint64_t next = store->control->tail.segment_base + store->control->tail.segment_size;
+    CHECK_OK(ds_close(store));
+    check_join(check_spawn(go_on_and_die, path));
+    char *last = bring_back(path, &before);
+    write_at(last, "torn", 4, 30000);
+    char name[DS_NAME_SIZE];
+    ds__segment_name(next, name);
+    write_at(check_format("%s/%s", path, name), "torn", 4, 30000);
+    CHECK(unlink(check_format("%s/floor", path)) == 0);
+    image_reboot(path);
+    removals = 0;
+    store = open_store(path);
+    CHECK(removals >= 4);
+    CHECK_EQ(atomic_load(&store->control->start), start);
+    CHECK(store->control->tail.offset > end);
+    for (int i = 0; i < EACH; i++)
+        CHECK_EQ(filled_with(store, each_key(i)), 'v');
+    CHECK_EQ(filled_with(store, "more-0000"), 'w');
+    CHECK_EQ(filled_with(store, check_format("more-%04d", MORE - 1)), 0);
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+    image_free(&before);
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(i11_torn_segments_go_newest_first),
         TEST(i11_segments_before_the_start_go_oldest_first),
+        TEST(i11_both_ends_may_be_torn),
         TEST(a_large_value_that_was_never_committed_goes),
         TEST(i9_a_commit_goes_with_its_large_value),
         TEST(a_lost_index_is_made_anew),

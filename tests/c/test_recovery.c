@@ -16,9 +16,10 @@
 
 /* ---- what is wrapped ---------------------------------------------------------------------------------------------- */
 
-static const char *vanishing; /* a part of a name: such a file is gone when it is opened, */
-static unsigned vanish_at;    /* the how manieth time; 0: each time */
-static unsigned opens;        /* of such files */
+static const char *vanishing;          /* a part of a name: such a file is gone when it is opened, */
+static unsigned vanish_at;             /* the how manieth time; 0: each time */
+static unsigned opens;                 /* of such files */
+static ds_status gone_is = DS_MISSING; /* or it is there and cannot be opened */
 
 ds_status __real_ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
 ds_status __wrap_ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
@@ -27,7 +28,7 @@ ds_status __wrap_ds__os_open(const struct ds_directory *directory, const char *n
         opens++;
         if (vanish_at == 0 || vanish_at == opens) {
             *fd = -1;
-            return ds__fail(DS_MISSING, ENOENT, "%s: so the test wants it", name);
+            return ds__fail(gone_is, ENOENT, "%s: so the test wants it", name);
         }
     }
     return __real_ds__os_open(directory, name, mode, fd);
@@ -84,7 +85,7 @@ ds_status __wrap_ds__os_map(const struct ds_directory *directory, const char *na
                             bool writable, void **out) {
     ds_status status = __real_ds__os_map(directory, name, fd, size, writable, out);
     if (status == DS_OK && unreadable != NULL && strcmp(name, unreadable) == 0)
-        CHECK(ftruncate(fd, 4096) == 0);
+        CHECK(truncate(check_format("%s/%s", directory->path, name), 4096) == 0);
     return status;
 }
 
@@ -277,12 +278,107 @@ static void a_segment_that_cannot_be_opened_fails_a_verify(const char *dir) {
     char *path = make_store(dir);
     ds_store *first = open_store(path), *second = open_store(path);
     vanish(".log", 0);
-    ds_status status = ds_verify(second, NULL);
-    CHECK_IS(status, DS_CORRUPT);
+    CHECK_IS(ds_verify(second, NULL), DS_CORRUPT);
+    gone_is = DS_IO;
+    CHECK_IS(ds_verify(second, NULL), DS_IO);
+    gone_is = DS_MISSING;
     vanish(NULL, 0);
     CHECK_OK(ds_verify(second, NULL));
     CHECK_OK(ds_close(second));
     CHECK_OK(ds_close(first));
+}
+
+/* ---- large values that may be lost -------------------------------------------------------------------------------- */
+
+enum { BIG = DS_BLOB_FROM + 1, LARGE = 3 };
+
+/* Three large values, `old` before them; after a reboot nothing tells that they were ever synced. */
+static char *make_large(const char *dir, bool compacted) {
+    char *path = check_format("%s/store", dir), *big = calloc(1, BIG), key[] = "a";
+    CHECK(big);
+    ds_store *store = open_store(path);
+    put(store, "old", "1");
+    for (int i = 0; i < LARGE; i++, key[0]++)
+        CHECK_OK(ds_put(store, DS_USER, key, 1, big, BIG, NULL));
+    put(store, "young", "2");
+    if (compacted)
+        CHECK_OK(ds_compact(store));
+    CHECK_OK(ds_close(store));
+    image_reboot(path);
+    CHECK(unlink(check_format("%s/floor", path)) == 0);
+    free(big);
+    return path;
+}
+
+/* The n-th of the files of large values, as the directory lists them; how many there are. */
+static unsigned find_blob(const char *path, unsigned n, char name[64]) {
+    unsigned count = 0;
+    DIR *entries = opendir(path);
+    CHECK(entries);
+    for (struct dirent *entry; (entry = readdir(entries)) != NULL;)
+        if (ds__is_blob_name(entry->d_name) && count++ == n)
+            snprintf(name, 64, "%.63s", entry->d_name);
+    closedir(entries);
+    return count;
+}
+
+static void expect_large(const char *path, bool all) {
+    char key[] = "a", name[64];
+    ds_value value;
+    ds_store *store = open_store(path);
+    expect_value(store, "old", "1");
+    expect_value(store, "young", all ? "2" : NULL);
+    unsigned found = 0;
+    for (int i = 0; i < LARGE; i++, key[0]++)
+        if (ds_get(store, DS_USER, key, 1, &value) == DS_OK) {
+            CHECK_EQ(value.size, BIG);
+            ds_unpin(&value);
+            found++;
+        }
+    CHECK(all ? found == LARGE : found < LARGE);
+    CHECK_EQ(find_blob(path, 0, name), found);
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+/* Whether a large value is there must be known: where it cannot be told, nothing is dropped. */
+static void i9_a_large_value_that_cannot_be_looked_at_is_not_lost(const char *dir) {
+    char *path = make_large(dir, false), name[64];
+    gone_is = DS_IO;
+    vanish(".blob", 0);
+    CHECK_IS(open_status(path, true), DS_IO);
+    gone_is = DS_MISSING;
+    vanish(NULL, 0);
+    records_change = true;
+    CHECK_IS(open_status(path, true), DS_CORRUPT);
+    records_change = false;
+    expect_large(path, true);
+    image_reboot(path);
+    CHECK(unlink(check_format("%s/floor", path)) == 0);
+    CHECK_EQ(find_blob(path, 0, name), LARGE);
+    unreadable = name; /* which spoils it */
+    CHECK_IS(open_status(path, true), DS_IO);
+    CHECK(strstr(ds_error(), "check the disk"));
+    unreadable = NULL;
+    CHECK_EQ(find_blob(path, 0, name), LARGE);
+}
+
+static void i9_the_log_ends_before_the_first_large_value_that_is_lost(const char *dir) {
+    char *path = make_large(dir, false), name[64];
+    for (unsigned lost = 0; lost < 2; lost++) {
+        CHECK_EQ(find_blob(path, 0, name), LARGE - lost);
+        CHECK(unlink(check_format("%s/%s", path, name)) == 0);
+    }
+    expect_large(path, false);
+}
+
+/* Where the log begins later it was synced, large values and all: then one that is not there is damage. */
+static void i13_a_large_value_that_was_synced_is_not_dropped(const char *dir) {
+    char *path = make_large(dir, true), name[64];
+    CHECK_EQ(find_blob(path, 0, name), LARGE);
+    CHECK(unlink(check_format("%s/%s", path, name)) == 0);
+    CHECK_IS(open_status(path, true), DS_CORRUPT);
+    CHECK_EQ(find_blob(path, 0, name), LARGE - 1);
 }
 
 /* ---- the index and the control page ------------------------------------------------------------------------------- */
@@ -450,7 +546,7 @@ static void i34_a_sequence_is_not_accepted_twice(const char *dir) {
 
 /* A segment behind a gap is not the log's, nor one that knows of fewer commits than there were. */
 static void i8_what_does_not_follow_is_not_the_logs(const char *dir) {
-    for (int way = 0; way < 2; way++) {
+    for (int way = 0; way < 3; way++) {
         char *parent = check_format("%s/%d", dir, way);
         CHECK(mkdir(parent, 0700) == 0);
         char *path = make_store(parent), *log = segment_file(path, DS_SEGMENT_MIN);
@@ -460,7 +556,8 @@ static void i8_what_does_not_follow_is_not_the_logs(const char *dir) {
         if (way == 0) {
             CHECK(unlink(log) == 0);
         } else {
-            header.before_sequence--;
+            header.before_sequence -= way == 1;
+            header.before_base += way == 2;
             header.crc = ds__segment_header_crc(&header);
             write_at(log, &header, sizeof header, 0);
         }
@@ -492,6 +589,9 @@ int main(int argc, char **argv) {
         TEST(bytes_that_change_while_the_log_is_read_are_damage),
         TEST(i13_a_disk_that_cannot_read_is_no_end),
         TEST(a_segment_that_cannot_be_opened_fails_a_verify),
+        TEST(i9_a_large_value_that_cannot_be_looked_at_is_not_lost),
+        TEST(i9_the_log_ends_before_the_first_large_value_that_is_lost),
+        TEST(i13_a_large_value_that_was_synced_is_not_dropped),
         TEST(an_index_that_is_lost_in_use_is_not_made_anew),
         TEST(an_index_that_is_no_file_is_made_anew),
         TEST(i33_a_page_of_another_pid_namespace_is_refused_in_use),
