@@ -27,6 +27,21 @@ def peek(path: Path) -> dict[str, Any]:
         return {}
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process has the lock of a file, which is neither made nor written for that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _parse(data: bytes) -> dict[str, Any]:
     try:
         record = json.loads(data)

@@ -21,6 +21,8 @@ from program import PROGRAM, listing
 from dora_state import Store, codec, location, run_record
 from dora_state._core import RawKey
 from dora_state.cli import output
+from dora_state.lockfile import LockFile
+from dora_state.runtime import status
 
 READING = [
     ["list"],
@@ -237,6 +239,25 @@ def test_stats(call, state):
     shared, private = (json.loads(line) for line in call("stats", "--format", "json").lines)
     assert (shared["node"], shared["keys"]) == (None, 3)
     assert (private["node"], private["keys"]) == ("arm/left", 1)
+
+
+def test_stats_tell_an_operator_that_runs_from_one_whose_host_was_killed(call, state):
+    record = {"state": "running", "host_pid": 11, "worker_pid": 12, "last_crash": None}
+    with Store(state / "shared") as shared:
+        status.write(shared, "arm/left", record)
+        status.write(shared, "gone", {**record, "state": "ended"})
+    lock = LockFile(state / f"{location.escape('arm/left')}.lock")
+    for held, seen in ((True, ["running", "11", "12"]), (False, ["killed", "-", "-"])):
+        if held:
+            assert lock.acquire()
+        else:
+            lock.close()
+        before = listing(state)
+        operators = {line.split()[0]: line.split()[1:4] for line in call("stats").lines[-2:]}
+        assert operators == {"arm/left": seen, "gone": ["ended", "11", "12"]}
+        told = [json.loads(line) for line in call("stats", "--format", "json").lines[-2:]]
+        assert [each["alive"] for each in told] == [held, False]
+        assert listing(state) == before
 
 
 def test_verify(call, state):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import click
 
+from .. import location, lockfile
 from ..errors import CorruptionError
 from ..runtime import status
 from . import output, places, text
@@ -104,18 +106,37 @@ def _operators(chosen: list[Place]) -> dict[str, dict[str, Any]]:
         if place.root is not None and place.node is None:
             try:
                 with place.read() as store:
-                    return dict(sorted(status.read_all(store).items()))
+                    records = sorted(status.read_all(store).items())
+                return {node: {**record, **_life(place.root, node)} for node, record in records}
             except CorruptionError:
                 pass
     return {}
 
 
+def _life(root: Path, node: str) -> dict[str, Any]:
+    """Whether the host that wrote the record is still there: one that was killed could not take it back."""
+    try:
+        return {"alive": lockfile.is_held(root / f"{location.escape(node)}.lock")}
+    except OSError:  # not ours to look at
+        return {}
+
+
 def _operator_row(node: str, record: dict[str, Any]) -> tuple[object, ...]:
     crash = record.get("last_crash") or {}
-    numbers = [output.Number(record.get(name) or "-") for name in ("host_pid", "worker_pid")]
+    state = record.get("state", "?")
+    killed = state != "ended" and not record.get("alive", True)
+    pids = [None if killed else record.get(name) for name in ("host_pid", "worker_pid")]
+    numbers = [output.Number(pid or "-") for pid in pids]
     counts = [output.Number(record.get(name, 0)) for name in ("restarts", "replayed")]
     counts.append(output.Number(sum(record.get("dropped", {}).values())))
     counts.append(output.Number(record.get("dead_letters", {}).get("kept", 0)))
     age = max(0.0, time.time() - float(record.get("updated", 0)))
     said = text.shorten(text.visible(str(crash.get("reason") or "-")), 40)
-    return text.visible(node), record.get("state", "?"), *numbers, *counts, f"{age:.0f} s ago", said
+    return (
+        text.visible(node),
+        "killed" if killed else state,
+        *numbers,
+        *counts,
+        f"{age:.0f} s ago",
+        said,
+    )
