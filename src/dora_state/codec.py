@@ -9,7 +9,7 @@ knows neither numpy nor sets; each of those is an extension:
     3, 4  set, frozenset: a msgpack document, its items
     5     an int beyond 64 bits, as decimal text
     6     complex: two little-endian doubles
-    7     datetime.datetime, as isoformat() writes it
+    7     datetime.datetime, as isoformat() writes it; "~" behind it: the second of two hours that a clock shows (fold)
     8     collections.deque: a msgpack document [maxlen, items]
     9     bytearray (the value itself; one inside of a container comes back as bytes)
     10    a numpy scalar: as an array without dimensions
@@ -104,7 +104,7 @@ def _to_extension(value: Any) -> msgpack.ExtType:
     if kind is complex:
         return msgpack.ExtType(COMPLEX, _COMPLEX.pack(value.real, value.imag))
     if kind is datetime.datetime:
-        return msgpack.ExtType(DATETIME, value.isoformat().encode())
+        return msgpack.ExtType(DATETIME, (value.isoformat() + "~" * value.fold).encode())
     if kind is collections.deque:
         return msgpack.ExtType(DEQUE, _pack([value.maxlen, list(value)]))
     numpy = sys.modules.get("numpy")
@@ -131,7 +131,9 @@ def _from_extension(code: int, data: bytes) -> Any:
     if code == COMPLEX:
         return complex(*_COMPLEX.unpack(data))
     if code == DATETIME:
-        return datetime.datetime.fromisoformat(data.decode())
+        text = data.decode()
+        when = datetime.datetime.fromisoformat(text.removesuffix("~"))
+        return when.replace(fold=1) if text.endswith("~") else when
     if code == DEQUE:
         maxlen, items = decode(data)
         return collections.deque(items, maxlen)

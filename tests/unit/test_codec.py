@@ -61,6 +61,14 @@ def same(one, other) -> bool:
     )
 
 
+def test_the_second_of_two_hours_that_a_clock_shows_stays_the_second():
+    """`==` does not look at fold, but an hour lies between the two."""
+    for zone in (None, datetime.timezone.utc):
+        for fold in (0, 1):
+            when = datetime.datetime(2026, 10, 25, 2, 30, tzinfo=zone, fold=fold)
+            assert codec.decode(codec.encode([when]))[0].fold == fold
+
+
 @given(VALUES)
 def test_a_value_comes_back_as_it_was(value):
     assert same(codec.decode(codec.encode(value)), value)
