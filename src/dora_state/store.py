@@ -147,6 +147,8 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
         self, key: str, value: Buffer, *, expected: int, ttl: float | None = None
     ) -> int:
         """Puts only if the key is at this sequence still (0: is missing); else Conflict, with the real sequence."""
+        if expected is None:  # which a batch takes for "whatever there is"
+            raise TypeError("expected is a sequence, or 0 for a missing key, not None")
         batch = self._batch()
         batch.put(key, value, _core.USER, expected, ttl=ttl)
         return batch.commit()

@@ -1,10 +1,12 @@
-/* bit_flips.c: every bit of every file of a small stopped store, flipped one at a time (I12).
+/* bit_flips.c: every bit of every segment and of the floor of a small stopped store, flipped one at a time (I12). Not of
+ * control page and index, which are derived: damage to them lasts until the next boot. Nor of a large value's file: like a value
+ * of 4 KiB and more in the same boot, below, it is only ds_verify() that reads it.
  *
  *     bit_flips [seed] [nth] [zeros] [first]    every nth bit (1), of the zeros that nothing is near only every zeros-th (997),
  *                                               from bit number `first` (0): 1 2 1 0 and 1 2 1 1 share all bits among two
  *
- * The store was closed cleanly, so its floor is the end of its log and nothing may be dropped. For a flip in a segment, a
- * blob or the floor, once with control page and index as they were and once as after a reboot, the only outcomes are:
+ * The store was closed cleanly, so its floor is the end of its log and nothing may be dropped. For a flip,
+ * once with control page and index as they were and once as after a reboot, the only outcomes are:
  *
  *     open refuses with DS_CORRUPT (DS_FORMAT for the version and feature bits, NOT_A_STORE for a damaged magic number);
  *     every key has its value, and no key is there that should not be;

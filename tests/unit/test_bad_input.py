@@ -174,6 +174,7 @@ def test_what_is_no_value_is_refused_and_changes_nothing(value, error, says):
         lambda: kvs_wait("k", timeout=float("nan")),
         lambda: dora_state.kvs_compare_and_write("k", b"", expected=-1),
         lambda: dora_state.kvs_compare_and_write("k", b"", expected="1"),
+        lambda: dora_state.kvs_compare_and_write("k", b"", expected=None),  # type: ignore[arg-type]
         lambda: dora_state.kvs_update("k", None),
     ],
 )
