@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger, wait_file
+from hosting import LEDGER, PATIENCE_S, Hosted, kill, ledger, wait_file, wait_stopped
 
 from dora_state.runtime import holdings
 from dora_state.runtime.policy import RestartPolicy
@@ -66,6 +66,43 @@ def arm_is_due(hosted: Hosted) -> None:
     """Wait until the spare that is there is the one that the lifeline would start."""
     hosted.supervisor.wake()
     wait_until(lambda: hosted.machine.succession._handover._spare is not None)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("event", ["waits", "is with it"])
+def test_a_worker_may_die_together_with_its_spare(host, when, event):
+    """Its lifeline starts a spare that is dead, and of which the host knows that already, or is about to."""
+    hosted = host(kill="event@2=stop" if event == "is with it" else "").start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    hosted.wait_spare()
+    if event == "is with it":
+        hosted.send(1)
+        wait_stopped(hosted.wait_running()["worker_pid"])
+    arm_is_due(hosted)
+    workers, current = hosted.machine.workers, hosted.machine.succession.current
+    spare, end = workers._spare, workers.end
+
+    def end_of_both(each) -> None:
+        if each is not spare:
+            end(each)
+            return
+        workers.end = end
+        if when == "after":
+            end(each)
+        kill(current.pid)
+        wait_until(lambda: current.lifeline.died)
+        if when == "before":
+            end(each)
+
+    workers.end = end_of_both
+    kill(spare.pid)
+    if event == "waits":
+        hosted.send(1)
+    assert hosted.wait_outputs(2) == ledger(2)
+    hosted.send(2)
+    assert hosted.wait_outputs(3) == ledger(3)
+    assert hosted.finish().clean
 
 
 class Gate:

@@ -24,7 +24,6 @@ import signal
 
 from dora_state.runtime import process
 
-
 NAME = "dora-guardian"
 
 

@@ -107,6 +107,7 @@ class Machine:
             on_death=self._on_death,
             on_gone=self._on_gone,
             on_reaped=lambda dead: self._restarts.on_reaped(dead),
+            on_spare_end=lambda: self.succession.disarm(),
         )
         self.letters = LetterBox()
         self.requests = Requests(

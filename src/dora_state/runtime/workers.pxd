@@ -22,6 +22,7 @@ cdef class Workers:
     cdef object _on_death
     cdef object _on_gone
     cdef object _on_reaped
+    cdef object _on_spare_end
     cdef readonly object births
     cdef object _tokens
     cdef readonly dict _alive

@@ -60,6 +60,7 @@ class Workers:
         on_death: Callable[[Worker], None],
         on_gone: Callable[[Worker], None],
         on_reaped: Callable[[Worker], None],
+        on_spare_end: Callable[[], None],
     ) -> None:
         self._incarnation = 0  # the highest one given
         self._store: tuple[str, str] | None = None
@@ -74,6 +75,7 @@ class Workers:
         self._on_death = on_death
         self._on_gone = on_gone
         self._on_reaped = on_reaped
+        self._on_spare_end = on_spare_end
         self.births = Births(
             make_zygote,
             poller,
@@ -335,6 +337,9 @@ class Workers:
         if each.is_dead:
             return
         each.is_dead = True
+        if each is self._spare:
+            # It is the current worker if a lifeline has started it, and must not be started from here on.
+            self._on_spare_end()
         each.report = each.lifeline.disarm()
         each.begun = each.lifeline.begun
         if each.noticed_end is None:
