@@ -418,7 +418,7 @@ def occupied(path: Path) -> int:
 
 
 def space(bench: Bench, kind: type[Peer]) -> None:
-    """The disk 2 s after 10 million overwrites of the hot keys (100,000 where each is slow), and its peak on the way."""
+    """The disk 2 s after 10 million overwrites of the hot keys (100,000 where each is slow), and its peak before."""
     peer, path, keys = bench.peer(kind, "space"), bench.path(kind, "space"), hot_keys(kind)
     passes = bench.sized(100 if kind.name in SLOW else 10_000, 10)
     peak = 0
