@@ -265,6 +265,9 @@ static ds_status begin_pass(ds_store *store, bool wait, bool *taken) {
     struct ds_lock *lock = &store->control->compact_lock;
     const char *holder = "another compaction", *path = store->directory.path;
     *taken = true;
+    ds_status status = ds__sync_refused(store); /* a pass would write, drop nothing, and be tried again */
+    if (status != DS_OK)
+        return status;
     return wait ? ds__lock_take(lock, holder, store->options.lock_timeout_ms, path, &died)
                 : ds__lock_try(lock, holder, path, taken, &died);
 }

@@ -271,6 +271,8 @@ void ds__keeper_stop(ds_store *store);
 ds_status ds__sync(ds_store *store, bool clean);
 /* The same for what lies below `to`, where nothing below `start` is wanted any more. */
 ds_status ds__sync_between(ds_store *store, uint64_t start, uint64_t to);
+/* DS_IO: an earlier one failed, and so will each that comes. */
+ds_status ds__sync_refused(const ds_store *store);
 /* A store that was closed cleanly is about to be written: its floor is its end no longer. */
 ds_status ds__floor_reopen(ds_store *store);
 ds_status ds__floor_write(const struct ds_directory *directory, const uint8_t uuid[16], struct ds_floor *slot,

@@ -200,17 +200,26 @@ static bool disk_failed(ds_status status) {
     return (status == DS_IO && error != EMFILE && error != ENFILE) || status == DS_FULL;
 }
 
+ds_status ds__sync_refused(const ds_store *store) {
+    const struct ds_control *control = store->control;
+    int sticky = atomic_load_explicit(&control->sync_error, memory_order_relaxed);
+    if (sticky == 0)
+        return DS_OK;
+    return ds__fail(DS_IO, sticky,
+                    "%s: an earlier sync failed (errno %d); what was committed since log offset %llu may not be on "
+                    "disk. Copy the store to another disk",
+                    store->directory.path, sticky,
+                    (unsigned long long)atomic_load_explicit(&control->synced, memory_order_relaxed));
+}
+
 static ds_status sync_locked(ds_store *store, uint64_t start, uint64_t to) {
     struct ds_control *control = store->control;
     uint64_t from = atomic_load_explicit(&control->synced, memory_order_relaxed);
-    int sticky = atomic_load_explicit(&control->sync_error, memory_order_relaxed);
-    if (sticky != 0)
-        return ds__fail(DS_IO, sticky,
-                        "%s: an earlier sync failed (errno %d); what was committed since log offset %llu may not be on "
-                        "disk. Copy the store to another disk",
-                        store->directory.path, sticky, (unsigned long long)from);
+    ds_status status = ds__sync_refused(store);
+    if (status != DS_OK)
+        return status;
     uint64_t unknown = atomic_load_explicit(&control->sync_intent, memory_order_relaxed);
-    ds_status status = unknown != 0 ? redirty(store, from, unknown) : DS_OK;
+    status = unknown != 0 ? redirty(store, from, unknown) : DS_OK;
     if (status != DS_OK || to <= from)
         return status;
     if (from < start)

@@ -1382,6 +1382,15 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "compaction-after-a-failed-sync",
+        "compaction.c",
+        "on a disk that failed once, each try of the keeper makes the log longer, for ever",
+        (
+            "    ds_status status = ds__sync_refused(store); /* a pass",
+            "    ds_status status = DS_OK; /* a pass",
+        ),
+    ),
+    mutant(
         "no-redirty-of-blobs",
         "sync.c",
         "a large value whose sync a dying process was told had failed passes for written",
@@ -1495,6 +1504,7 @@ NOTICED_BY: dict[str, str] = {
     "group-opener-does-not-sync": "test_sync i7_an_opener_that_promises_syncs_what_the_dead_left",
     "blobs-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",
     "blob-name-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",
+    "compaction-after-a-failed-sync": "test_sync i19_after_a_failed_sync_no_compaction_writes",
     "no-redirty-of-blobs": "test_sync i10_after_a_death_in_a_sync_large_values_are_made_dirty_again",
     "lost-blob-accepted": "test_damage i9_a_commit_goes_with_its_large_value",
     "lost-blob-unhashed": "test_damage i9_a_commit_goes_with_its_large_value",

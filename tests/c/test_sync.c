@@ -69,6 +69,21 @@ static void i10_a_failed_sync_is_final_for_all(const char *dir) {
     CHECK_IS(ds_close(store), DS_IO);
 }
 
+/* It could drop nothing, and the keeper would try again for ever: what each try writes would fill the disk. */
+static void i19_after_a_failed_sync_no_compaction_writes(const char *dir) {
+    char value[4096] = {0};
+    ds_store *store = open_store(dir);
+    for (int i = 0; i < 40; i++)
+        CHECK_OK(ds_put(store, DS_USER, "key", 3, value, sizeof value, NULL));
+    failing = 1;
+    CHECK_IS(ds_sync(store), DS_IO);
+    uint64_t committed = stats_of(store).committed;
+    CHECK_IS(ds_compact(store), DS_IO);
+    CHECK_EQ(ds_error_errno(), EIO);
+    CHECK_EQ(stats_of(store).committed, committed);
+    CHECK_IS(ds_close(store), DS_IO);
+}
+
 /* A sync that could not even open its file says nothing about the disk: the next one makes up for it. */
 static void a_sync_without_descriptors_can_be_tried_again(const char *dir) {
     struct rlimit limit, none;
@@ -295,6 +310,7 @@ static void i7_a_clean_close_says_so_of_what_is_on_disk(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {TEST(i10_a_failed_sync_is_final_for_all),
+                                       TEST(i19_after_a_failed_sync_no_compaction_writes),
                                        TEST(a_sync_without_descriptors_can_be_tried_again),
                                        TEST(i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again),
                                        TEST(i10_after_a_death_in_a_sync_large_values_are_made_dirty_again),
