@@ -138,6 +138,41 @@ def test_a_call_from_a_thread_commits_at_once_and_its_output_leaves_at_once_unre
     assert hosted.statuses[-1]["unreplayed"] == 2
 
 
+def test_an_output_of_a_thread_that_the_commit_overtakes_leaves_all_the_same(host):
+    """As asyncio.to_thread does it, the thread has the context of the handler. Its output was begun within that."""
+    hosted = host(
+        """
+        import contextvars, threading
+
+        begun, go_on = threading.Event(), threading.Event()
+
+        class Slow:
+            def __str__(self):
+                begun.set()
+                go_on.wait()
+                return "slow"
+
+        class Operator:
+            def on_event(self, event, send_output):
+                if int(event["value"]) == 0:
+                    late = contextvars.copy_context().run
+                    arguments = (send_output, "late", b"late", {"metadata": Slow()})
+                    self.thread = threading.Thread(target=late, args=arguments)
+                    self.thread.start()
+                    begun.wait()
+                else:
+                    go_on.set()
+                    self.thread.join()
+                send_output("sum", event["value"])
+                return 0
+        """
+    ).start()
+    hosted.send(0, 1)
+    assert hosted.wait_outputs(3) == ["0", "late", "1"]
+    hosted.finish()
+    assert hosted.supervisor.account.unreplayed == 1
+
+
 def test_a_call_after_the_handler_ended_belongs_to_no_event(host):
     hosted = host(THREADS, kill="before-commit@2").start()
     hosted.send(b"late")

@@ -100,12 +100,13 @@ class Delivery:
     # The end of it
 
     def take_output(self, output: Output) -> None:
-        if output.number == 0:
-            if output.id not in self._immediate:
-                self._account.unreplayed += 1
-            self._send(output)
-        elif self.event is not None and output.number == self.event.number:
+        if self.event is not None and output.number == self.event.number:
             self._held.append(output)
+            return
+        # Of no event, or of one that is over: a thread with the handler's context was slower than its commit.
+        if output.id not in self._immediate:
+            self._account.unreplayed += 1
+        self._send(output)
 
     def close(self, number: int) -> Event | None:
         """The event's commit is there. None: it was over before."""
