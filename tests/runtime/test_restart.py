@@ -585,6 +585,29 @@ def test_a_restart_is_logged_and_published(host, caplog):
     assert record.dora_state["incarnation"] > first["incarnation"]
 
 
+def test_what_happens_to_an_operator_is_logged_with_fields(host, caplog):
+    source = LEDGER.replace(
+        "self.count += 1",
+        "number == 2 and event['attempt'] == 1 and threading.Event().wait()\n"
+        "                assert number != 1\n"
+        "                self.count += 1",
+    ).replace("class Operator", "import threading\n    class Operator")
+    policy = RestartPolicy(max_event_attempts=2, event_deadline=0.2, kill_hung=("event",))
+    hosted = host(source, policy=policy, node_id="arm").start()
+    hosted.send(0, 1, 2)
+    hosted.wait_outputs(2)
+    hosted.finish()
+    told = [vars(record).get("dora_state", {}) for record in caplog.records]
+    assert all(fields["node"] == "arm" for fields in told if fields)
+    crash, *_ = (fields for fields in told if fields.get("phase"))
+    assert crash["reason"].startswith("exception in event: AssertionError")
+    assert (crash["phase"], crash["incarnation"], crash["action"]) == ("event", 1, "restart")
+    (letter,) = (fields for fields in told if "dead_letter" in fields)
+    assert (letter["dead_letter"], letter["input"], letter["attempts"]) == (2, "in", 2)
+    (hang,) = (fields for fields in told if "hang" in fields)
+    assert (hang["hang"], hang["killed"]) == ("event", True)
+
+
 def test_the_reason_of_a_crash_is_in_the_log(host, caplog):
     hosted = host(kill="event@1=raise").start()
     hosted.send(0)

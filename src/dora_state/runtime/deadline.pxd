@@ -10,6 +10,7 @@ cpdef object earlier(object one, object other)
 
 @cython.final
 cdef class Deadline:
+    cdef object _node_id
     cdef object _kills
     cdef dict _seconds
     cdef object _workers

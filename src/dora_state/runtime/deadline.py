@@ -36,7 +36,8 @@ def earlier(one: float | None, other: float | None) -> float | None:
 class Deadline:
     """Of what the current worker is doing, if it is doing anything."""
 
-    def __init__(self, policy: RestartPolicy, workers: Workers) -> None:
+    def __init__(self, node_id: str, policy: RestartPolicy, workers: Workers) -> None:
+        self._node_id = node_id  # for the log
         self._kills = policy.kill_hung
         self._seconds = {phase: policy.deadline(phase) for phase in PHASES}
         self._workers = workers
@@ -87,6 +88,15 @@ class Deadline:
                 now - self._began,
                 "; it is killed" if kills else "",
             ),
+            extra={
+                "dora_state": {
+                    "node": self._node_id,
+                    "hang": self._phase,
+                    "incarnation": worker.incarnation,
+                    "seconds": round(now - self._began, 3),
+                    "killed": kills,
+                }
+            },
         )
         self.due = None
         if kills:

@@ -117,11 +117,12 @@ class Machine:
             reload=self._reload,
             publish=self.publish,
         )
-        self.hang = Deadline(config.policy, self.workers)
+        self.hang = Deadline(config.node_id, config.policy, self.workers)
         self.delivery = Delivery(input, send, self.account, config.immediate)
         self._offer = Offer()
         self.verdict = Verdict(
-            config.policy, self.workers, self.delivery, self._offer, self.letters
+            *(config.node_id, config.policy, self.workers),
+            *(self.delivery, self._offer, self.letters),
         )
         self.succession = Succession(
             config.operator,
@@ -384,7 +385,7 @@ class Machine:
                 degrades = decision.action is Action.DEGRADE
                 self.state = State.DEGRADED if degrades else State.WAITING  # (4) (3)
                 self.publish()
-        log_death(dead, decision)
+        log_death(self._config.node_id, dead, decision)
 
     def _follow(self, dead: Worker) -> None:
         """Start the next worker, unless the dead one's lifeline has done so."""

@@ -5,6 +5,7 @@ cimport cython
 
 @cython.final
 cdef class Verdict:
+    cdef object _node_id
     cdef object _policy
     cdef object _workers
     cdef object _delivery

@@ -30,12 +30,14 @@ class Verdict:
 
     def __init__(
         self,
+        node_id: str,
         restart_policy: RestartPolicy,
         workers: Workers,
         delivery: Delivery,
         offer: Offer,
         letters: LetterBox,
     ) -> None:
+        self._node_id = node_id  # for the log
         self._policy = restart_policy
         self._workers = workers
         self._delivery = delivery
@@ -99,24 +101,44 @@ class Verdict:
         log.error(
             "event %d of input %s is set aside as a dead letter after %d attempts: %s",
             *(letter.number, letter.input_id, letter.attempts, letter.reason),
+            extra={
+                "dora_state": {
+                    "node": self._node_id,
+                    "dead_letter": letter.number,
+                    "input": letter.input_id,
+                    "attempts": letter.attempts,
+                    "reason": letter.reason,
+                }
+            },
         )
         return True
 
 
-def log_death(dead: Worker, decision: Decision) -> None:
+def log_death(node_id: str, dead: Worker, decision: Decision) -> None:
     """To be called after the successor was started, which takes less time than writing a line."""
     failure = dead.failure
+    fields = {
+        "node": node_id,
+        "reason": dead.describe_end(),
+        "incarnation": dead.incarnation,
+        "phase": failure["phase"] if failure is not None else None,
+        "action": decision.action.value,
+        "delay_s": decision.delay,
+    }
+    extra = {"dora_state": fields}
     if failure is not None:
         log.error(
             "the operator failed in %s: %s\n%s",
             *(failure["phase"], failure["error"], failure["traceback"].rstrip()),
+            extra=extra,
         )
     if decision.action is Action.DEGRADE:
         log.error(
             "the operator is degraded: %s; its outputs are silent, next try in %g s",
             *(decision.why, decision.delay),
+            extra=extra,
         )
     elif decision.action is Action.STOP and not dead.asked_to_stop:
-        log.error("the operator is not restarted: %s", decision.why)
+        log.error("the operator is not restarted: %s", decision.why, extra=extra)
     elif decision.delay:
-        log.warning("the operator is restarted in %.2f s", decision.delay)
+        log.warning("the operator is restarted in %.2f s", decision.delay, extra=extra)
