@@ -9,7 +9,8 @@
  *   compiler must keep them in order, because death may come between any two.
  *   `tail` is written under the lock and read there. Statistics, syncs and waiters also look at single words of it, and of
  *   `intent.after`, without the lock. So these are stored word by word, each whole (ds__tail_store), and their readers
- *   load single words; a plain copy may tear. Relaxed: none of them concludes anything from one word about another.
+ *   load single words; a plain copy may tear. Relaxed, but for one: who is told `tail.sequence` reads the store next and
+ *   goes on with what comes after it, so with it comes the `committed` that was stored before (release, acquire).
  *   `generation` names the index file in force; it is stored (release) after that file is complete.
  *   `start` is stored (release) under `compact_lock`, before the segments below it are unlinked.
  *   `shed` is stored under `lock` before the slots of those tombstones are given up, which are stored (release). A scan
@@ -84,7 +85,7 @@ static inline void ds__tail_store(struct ds_tail *to, const struct ds_tail *from
     word differ = 0;
 #pragma GCC unroll 16 /* left a loop otherwise, because of the atomics */
     for (size_t i = 0; i < OFTEN; i++)
-        __atomic_store_n((word *)to + i, ((const word *)from)[i], __ATOMIC_RELAXED);
+        __atomic_store_n((word *)to + i, ((const word *)from)[i], __ATOMIC_RELEASE); /* `sequence` is one of them */
     for (size_t i = OFTEN; i < ALL; i++)
         differ |= ((const word *)to)[i] ^ ((const word *)from)[i];
     for (size_t i = OFTEN; differ != 0 && i < ALL; i++)
@@ -140,6 +141,11 @@ struct ds_control {
     _Atomic uint64_t turn_until_ns;     /* CLOCK_MONOTONIC */
 };
 static_assert(sizeof(struct ds_control) <= DS_CONTROL_BYTES, "the control page is one page");
+
+/* Of a commit that whoever reads afterwards will see. */
+static inline uint64_t ds__sequence_now(const struct ds_control *control) {
+    return __atomic_load_n(&control->tail.sequence, __ATOMIC_ACQUIRE);
+}
 
 /* What the identity must be for this file, now. */
 ds_status ds__control_identity(const struct ds_directory *directory, const char *name, int fd, const uint8_t uuid[16],

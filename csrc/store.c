@@ -182,7 +182,7 @@ ds_status ds_stats_read(ds_store *store, ds_stats *out) {
     for (int i = 0; i < DS_KEYSPACES; i++)
         out->keys[i] = ds__word_load(&tail->keys[i]);
     out->live_bytes = ds__word_load(&tail->live_bytes);
-    out->sequence = ds__word_load(&tail->sequence);
+    out->sequence = ds__sequence_now(control);
     out->committed = atomic_load_explicit(&control->committed, memory_order_acquire);
     out->synced = atomic_load_explicit(&control->synced, memory_order_acquire);
     out->fence = atomic_load_explicit(&control->fence, memory_order_relaxed);
