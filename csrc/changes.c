@@ -226,6 +226,10 @@ ds_status ds_changes_next(ds_changes *changes, ds_change_told *out) {
     return status;
 }
 
+uint64_t ds__changes_told(const ds_changes *changes) {
+    return changes->after;
+}
+
 void ds_changes_close(ds_changes *changes) {
     if (changes->segment != NULL)
         ds__mapping_unpin(&changes->segment->mapping);

@@ -190,6 +190,11 @@ const void *ds__logged_value(const ds_change *change, const struct ds_plan *plan
 /* What a live record counts for: its bytes, and its blob's. */
 uint64_t ds__live_size(const struct ds_record *record);
 
+/* changes.c ------------------------------------------------------------------------------------------------------ */
+
+/* All up to this sequence were told, or are none of its keyspace's. */
+uint64_t ds__changes_told(const ds_changes *changes);
+
 /* wait.c --------------------------------------------------------------------------------------------------------- */
 
 /* After a commit, when the writer lock was given back: wakes who waits for these keys. */

@@ -52,6 +52,7 @@ struct wish {
     size_t key_size;
     bool prefix;
     uint64_t after;
+    ds_changes *changes; /* of a prefix: how far it has looked, so that no commit is looked at twice */
 };
 
 /* The sequence of the key's newest version, deleted or not; 0: none is known. */
@@ -82,26 +83,25 @@ static ds_status newest(ds_store *store, const struct wish *wish, uint64_t *sequ
 }
 
 /* The sequence of the first commit after `after` that touches the prefix; 0: none yet. */
-static ds_status newest_of_prefix(ds_store *store, const struct wish *wish, uint64_t *sequence) {
-    ds_changes *changes;
+static ds_status newest_of_prefix(ds_store *store, struct wish *wish, uint64_t *sequence) {
     ds_change_told told;
+    ds_status status = DS_OK;
     *sequence = 0;
-    ds_status status = ds_changes_open(store, wish->keyspace, wish->after, &changes);
-    if (status == DS_OK) {
-        while ((status = ds_changes_next(changes, &told)) == DS_OK) {
-            if (told.value.owner != NULL)
-                ds_unpin(&told.value);
-            if (told.key_size >= wish->key_size &&
-                (wish->key_size == 0 || memcmp(told.key, wish->key, wish->key_size) == 0)) {
-                *sequence = told.sequence;
-                break;
-            }
-        }
-        ds_changes_close(changes);
+    if (wish->changes == NULL)
+        status = ds_changes_open(store, wish->keyspace, wish->after, &wish->changes);
+    while (status == DS_OK && *sequence == 0) {
+        status = ds_changes_next(wish->changes, &told);
+        if (status != DS_OK)
+            break;
+        if (told.value.owner != NULL)
+            ds_unpin(&told.value);
+        if (told.key_size >= wish->key_size &&
+            (wish->key_size == 0 || memcmp(told.key, wish->key, wish->key_size) == 0))
+            *sequence = told.sequence;
     }
     if (status == DS_COMPACTED) {
         /* Which keys changed cannot be told any more; that something did, is all a waiter needs to look. */
-        *sequence = ds__word_load(&store->control->tail.sequence);
+        *sequence = ds__sequence_now(store->control);
         status = DS_OK;
     }
     return status == DS_MISSING ? DS_OK : status;
@@ -120,13 +120,13 @@ static ds_status newest_that_is_gone(ds_store *store, const struct wish *wish, u
         ds_changes_close(changes);
     }
     if (status == DS_COMPACTED) {
-        *sequence = ds__word_load(&store->control->tail.sequence);
+        *sequence = ds__sequence_now(store->control);
         status = DS_OK;
     }
     return status == DS_MISSING ? DS_OK : status;
 }
 
-static ds_status look(ds_store *store, const struct wish *wish, uint64_t *sequence) {
+static ds_status look(ds_store *store, struct wish *wish, uint64_t *sequence) {
     if (wish->prefix)
         return newest_of_prefix(store, wish, sequence);
     ds__enter(store);
@@ -141,31 +141,18 @@ static ds_status look(ds_store *store, const struct wish *wish, uint64_t *sequen
 
 /* ---- waiting --------------------------------------------------------------------------------------------------- */
 
-ds_status ds_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, bool prefix, uint64_t after,
-                  int64_t timeout_ms, uint64_t *sequence) {
-    ds_status status = ds__check(store);
-    if (status != DS_OK)
-        return status;
-    if (keyspace >= DS_KEYSPACES || key_size > DS_KEY_LIMIT)
-        return ds__fail(DS_INVALID, 0, "%s: no key can be like this: keyspace %u, %zu bytes", store->directory.path,
-                        keyspace, key_size);
-    struct wish wish = {keyspace, key, key_size, prefix, after};
+static ds_status wait_for(ds_store *store, struct wish *wish, int64_t timeout_ms, uint64_t *sequence) {
     struct ds_control *control = store->control;
     bool can_sleep = !store->options.read_only; /* else the page is not ours to write */
     _Atomic uint32_t *word =
-        prefix ? &control->wake_prefix : word_of(control, ds__hash(store->hash_seed, keyspace, key, key_size));
+        wish->prefix ? &control->wake_prefix
+                     : word_of(control, ds__hash(store->hash_seed, wish->keyspace, wish->key, wish->key_size));
     uint64_t deadline = ds__os_now_ns() + (uint64_t)(timeout_ms < 0 ? 0 : timeout_ms) * 1000000u;
     for (;;) {
         uint32_t seen = can_sleep ? atomic_fetch_or_explicit(word, 1, memory_order_seq_cst) | 1 : 0;
-        uint64_t found;
-        status = look(store, &wish, &found);
-        if (status != DS_OK)
+        ds_status status = look(store, wish, sequence);
+        if (status != DS_OK || *sequence > wish->after)
             return status;
-        if (found > after) {
-            if (sequence != NULL)
-                *sequence = found;
-            return DS_OK;
-        }
         uint64_t now = ds__os_now_ns();
         if (timeout_ms >= 0 && now >= deadline)
             return ds__fail(DS_TIMEOUT, ETIMEDOUT, "%s: nothing was committed within %lld ms", store->directory.path,
@@ -176,4 +163,24 @@ ds_status ds_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key
         else
             ds__os_sleep_ms(READ_ONLY_MS);
     }
+}
+
+ds_status ds_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, bool prefix, uint64_t after,
+                  int64_t timeout_ms, uint64_t *sequence) {
+    ds_status status = ds__check(store);
+    if (status != DS_OK)
+        return status;
+    if (keyspace >= DS_KEYSPACES || key_size > DS_KEY_LIMIT)
+        return ds__fail(DS_INVALID, 0, "%s: no key can be like this: keyspace %u, %zu bytes", store->directory.path,
+                        keyspace, key_size);
+    struct wish wish = {keyspace, key, key_size, prefix, after, NULL};
+    uint64_t found = 0;
+    status = wait_for(store, &wish, timeout_ms, &found);
+    if (status == DS_TIMEOUT)
+        found = wish.changes != NULL ? ds__changes_told(wish.changes) : after;
+    if (sequence != NULL && (status == DS_OK || status == DS_TIMEOUT))
+        *sequence = found;
+    if (wish.changes != NULL)
+        ds_changes_close(wish.changes);
+    return status;
 }

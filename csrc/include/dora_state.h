@@ -196,8 +196,8 @@ ds_status ds_changes_next(ds_changes *changes, ds_change_told *out);
 void ds_changes_close(ds_changes *changes);
 
 /* Sleeps until the key, or any key that begins with it (`prefix`), has a commit after that sequence; a delete counts.
- * *sequence receives its sequence. DS_TIMEOUT after timeout_ms (-1: never). May wake for a change that was compacted
- * away in the meantime. */
+ * *sequence receives its sequence. DS_TIMEOUT after timeout_ms (-1: never); then up to *sequence there was none, and a next
+ * call may go on after that. May wake for a change that was compacted away in the meantime. */
 ds_status ds_wait(ds_store *store, uint8_t keyspace, const void *key, size_t key_size, bool prefix, uint64_t after,
                   int64_t timeout_ms, uint64_t *sequence);
 

@@ -9,6 +9,7 @@ One module, so that a call from one room to another is a call of C; the rooms ar
 """
 
 import math
+import operator
 import os
 import time
 

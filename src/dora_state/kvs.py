@@ -118,8 +118,8 @@ def kvs_wait(
         after: a sequence, of kvs_write, kvs_entry or an earlier wait. 0: return at once if the key is there. It may
             also if it was there once, until compaction takes the rest; go on with the sequence that came back.
         timeout: in seconds; after it, the result is None. Without one, for ever.
-        prefix: any key that begins with `key` will do. Returns also when compaction has taken commits after `after`,
-            for they may have been of such a key.
+        prefix: any key that begins with `key` will do. Returns also when compaction has taken commits after `after`
+            before it could look at them, for they may have been of such a key.
     """
     return _shared().wait(key, after=after, timeout=timeout, prefix=prefix)
 

@@ -255,11 +255,12 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
         deadline = None if timeout is None else time.monotonic() + min(timeout, _FOR_EVER_S)
 
         def wait(cancelled: threading.Event) -> int | None:
+            nonlocal after
             while not cancelled.is_set():
                 left = _SLICE_S
                 if deadline is not None:
                     left = max(0.0, min(left, deadline - time.monotonic()))
-                found = self.wait(key, after=after, timeout=left, prefix=prefix)
+                found, after = self._wait_on(key, after, left, prefix)
                 if found is not None or (deadline is not None and time.monotonic() >= deadline):
                     return found
             return None

@@ -18,13 +18,15 @@ enum { ROUNDS = 20000, LOST_S = 30 };
 
 static ds_store *writer;         /* another handle of the same store */
 static const char *written;      /* the key that it is about to put, once */
+static const char *written_next; /* and the next time */
 static unsigned looks_until_put; /* at which reading of the clock: the second lies between the look and the sleep */
 static bool put_asleep, repair_asleep, sleeps_for_real;
 static unsigned sleeps, wakes;
 
 static void put_once(void) {
     const char *key = written;
-    written = NULL;
+    written = written_next;
+    written_next = NULL;
     if (key)
         put(writer, key, "new");
 }
@@ -145,6 +147,52 @@ static void what_is_not_committed_ends_no_wait(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* A wait for a prefix goes on where it was: nothing is read twice, and what compaction takes afterwards wakes nobody. */
+static void a_prefix_is_looked_for_once(const char *dir) {
+    ds_store *store = open_store(dir);
+    uint64_t after = put(store, "other", "1"), seen = 0, last = 0;
+    for (int i = 0; i < 100; i++)
+        last = put(store, "other", "2");
+    CHECK_IS(ds_wait(store, DS_USER, "pose/", 5, true, after, 0, &seen), DS_TIMEOUT);
+    CHECK_EQ(seen, last);
+    CHECK_OK(ds_compact(store));
+    CHECK_OK(ds_wait(store, DS_USER, "pose/", 5, true, after, 0, &seen)); /* who has not looked cannot know */
+    seen = last;
+    CHECK_IS(ds_wait(store, DS_USER, "pose/", 5, true, seen, 0, &seen), DS_TIMEOUT);
+    CHECK_EQ(seen, last);
+    uint64_t sequence = put(store, "pose/x", "new");
+    CHECK_OK(ds_wait(store, DS_USER, "pose/", 5, true, seen, 0, &seen));
+    CHECK_EQ(seen, sequence);
+    CHECK_IS(ds_wait(store, DS_USER, "pose/x", 6, false, sequence, 0, &seen), DS_TIMEOUT);
+    CHECK_EQ(seen, sequence);
+    CHECK_OK(ds_close(store));
+}
+
+static uint64_t reads; /* of records that `changes` tells */
+ds_status __real_ds_changes_next(ds_changes *changes, ds_change_told *out);
+ds_status __wrap_ds_changes_next(ds_changes *changes, ds_change_told *out);
+ds_status __wrap_ds_changes_next(ds_changes *changes, ds_change_told *out) {
+    reads++;
+    return __real_ds_changes_next(changes, out);
+}
+
+/* Each commit wakes who waits for a prefix. It must not read again then what it has read before. */
+static void a_wake_reads_what_is_new(const char *dir) {
+    ds_store *store = open_store(dir);
+    writer = open_store(dir);
+    uint64_t after = put(store, "other", "1"), seen = 0;
+    for (int i = 0; i < 1000; i++)
+        put(store, "other", "2");
+    put_asleep = true;
+    written = "another", written_next = "pose/x";
+    reads = 0;
+    CHECK_OK(ds_wait(store, DS_USER, "pose/", 5, true, after, 60000, &seen));
+    CHECK_EQ(seen, after + 1002);
+    CHECK(reads > 1000 && reads < 1010);
+    CHECK_OK(ds_close(writer));
+    CHECK_OK(ds_close(store));
+}
+
 static void nobody_is_woken_where_nobody_sleeps(const char *dir) {
     writer = open_store(dir);
     for (int i = 0; i < 100; i++)
@@ -198,9 +246,14 @@ static void two_processes_miss_nothing_of_a_prefix(const char *dir) {
 
 int main(int argc, char **argv) {
     static const check_test tests[] = {
-        TEST(a_commit_between_the_look_and_the_sleep), TEST(a_commit_while_somebody_sleeps),
-        TEST(a_repair_while_somebody_sleeps),          TEST(what_is_not_committed_ends_no_wait),
-        TEST(nobody_is_woken_where_nobody_sleeps),     TEST(two_processes_miss_nothing_of_a_key),
+        TEST(a_commit_between_the_look_and_the_sleep),
+        TEST(a_commit_while_somebody_sleeps),
+        TEST(a_repair_while_somebody_sleeps),
+        TEST(what_is_not_committed_ends_no_wait),
+        TEST(a_prefix_is_looked_for_once),
+        TEST(a_wake_reads_what_is_new),
+        TEST(nobody_is_woken_where_nobody_sleeps),
+        TEST(two_processes_miss_nothing_of_a_key),
         TEST(two_processes_miss_nothing_of_a_prefix),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));

@@ -37,6 +37,29 @@ def test_it_is_a_mapping(store):
     assert "e" not in store
 
 
+@pytest.mark.parametrize("number", [None, 1.0, "1", -1, 2**64])
+def test_a_sequence_is_an_int_of_64_bits(store, number):
+    before = store.put("key", b"value")
+    expected = ValueError if isinstance(number, int) else TypeError
+    batch = store.batch()
+    calls = [
+        lambda: store.compare_and_put("key", b"", expected=number),
+        lambda: batch.expect("key", number),
+        lambda: store.wait("key", after=number, timeout=0),
+        lambda: store.changes(after=number),
+        lambda: store.fence(number),
+        lambda: Store(store.path, incarnation=number),
+    ]
+    if number is not None:  # in a batch: whatever is there
+        calls.append(lambda: batch.put("key", b"", expected=number))
+        calls.append(lambda: batch.delete("key", expected=number))
+    for call in calls:
+        with pytest.raises(expected, match=r"(expected|sequence|after|incarnation) is a"):
+            call()
+    assert len(batch) == 0
+    assert store.entry("key") == (b"value", before)
+
+
 def test_the_fast_methods_are_the_engines_own():
     for name in (
         "put",

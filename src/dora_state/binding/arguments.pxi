@@ -1,4 +1,4 @@
-# What goes in: keys, values and times to live, as the engine takes them.
+# What goes in: keys, values, sequences and times to live, as the engine takes them.
 
 cdef object _not_a_key(object key):
     if isinstance(key, str):
@@ -65,3 +65,14 @@ cdef uint64_t _ttl_ns(object ttl) except 0:
     if not 0 < ttl <= DS_TTL_LIMIT_NS // 1_000_000_000:  # NaN, too
         raise ValueError(f"a time to live is more than 0 seconds and at most ten years, not {ttl!r}")
     return max(1, <uint64_t>(ttl * 1_000_000_000))
+
+
+cdef uint64_t _sequence(object value, str name) except? 0:
+    """A sequence or an incarnation. No float: it would be cut off, and mean another commit."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is an int, not {type(value).__name__}") from None
+    if not 0 <= number <= UINT64_MAX:
+        raise ValueError(f"{name} is a number from 0 to {UINT64_MAX}, not {number}")
+    return number

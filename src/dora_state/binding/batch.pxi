@@ -60,7 +60,7 @@ cdef class Batch:
         cdef Py_ssize_t key_size
         cdef const char *c_key = _key(key, &key_size)
         cdef ds_change *change
-        cdef uint64_t sequence = 0 if expected is None else expected
+        cdef uint64_t sequence = 0 if expected is None else _sequence(expected, "expected")
         if not 0 <= keyspace < DS_KEYSPACES:
             raise ValueError(f"a keyspace is USER or RUNTIME, not {keyspace}")
         if self.count == self.room:
@@ -95,9 +95,9 @@ cdef class Batch:
         """Forget `key`; a missing one is fine."""
         self._add(DS_DELETE, keyspace, key, b"", expected)
 
-    def expect(self, key, unsigned long long sequence, int keyspace=DS_USER):
+    def expect(self, key, sequence, int keyspace=DS_USER):
         """Write nothing, but raise Conflict at commit() unless `key` is at `sequence` (0: missing)."""
-        self._add(DS_EXPECT, keyspace, key, b"", sequence)
+        self._add(DS_EXPECT, keyspace, key, b"", _sequence(sequence, "sequence"))
 
     def clear(self):
         """Forget all changes."""

@@ -43,7 +43,7 @@ cdef class Store:
         self.direct_calls = 0
 
     def __init__(self, path, *, str durability="process", int group_ms=DS_GROUP_MS, lock_timeout=10.0,
-                 bint read_only=False, bint create=True, unsigned long long incarnation=0):
+                 bint read_only=False, bint create=True, incarnation=0):
         cdef ds_options options
         cdef ds_status status
         cdef bytes name = os.fsencode(path)
@@ -64,7 +64,7 @@ cdef class Store:
         options.lock_timeout_ms = -1 if lock_timeout is None else <int>(lock_timeout * 1000)
         options.read_only = read_only
         options.create = create
-        options.incarnation = incarnation
+        options.incarnation = _sequence(incarnation, "incarnation")
         with nogil:
             status = ds_open(c_name, &options, &self.handle)
         if status != DS_OK:
@@ -177,13 +177,19 @@ cdef class Store:
         """The values of several keys at one point, as a dict of bytes; missing keys are left out."""
         return _get_many(self, keys)
 
-    def wait(self, key, *, unsigned long long after, timeout=None, bint prefix=False):
+    def wait(self, key, *, after, timeout=None, bint prefix=False):
         """Sleep until `key` has a commit after the sequence `after`; a delete counts, and a put that has expired since.
 
         timeout: seconds; None: for ever. prefix: any key that begins with `key` will do.
         Returns the sequence, or None when the time is up.
         """
-        return _wait(self, key, after, timeout, prefix)
+        cdef uint64_t sequence = _sequence(after, "after")
+        return _wait(self, key, &sequence, timeout, prefix)
+
+    def _wait_on(self, key, after, timeout, bint prefix):
+        """wait() for a part of the time: (what it returns, the sequence to go on after)."""
+        cdef uint64_t sequence = _sequence(after, "after")
+        return _wait(self, key, &sequence, timeout, prefix), sequence
 
     def _turn_wait(self, key, uint32_t token):
         """Wait while somebody else has a turn at `key`: see turn.c."""
@@ -196,13 +202,13 @@ cdef class Store:
     def _turn_end(self, uint32_t token):
         ds_turn_end(self.handle, token)
 
-    def changes(self, *, unsigned long long after=0):
+    def changes(self, *, after=0):
         """Iterates over the commits after the sequence `after`, in order, as (sequence, {key: value or None}).
 
         None stands for a delete. The iteration ends at the newest commit; ask again with the last sequence to go on.
-        Raises Compacted if some of them are gone: read all keys, and go on from the sequence before that.
+        Raises Compacted if some of them are gone: note `stats()["sequence"]`, then read all keys, and go on after what was noted.
         """
-        return _Changes(self, after)
+        return _Changes(self, _sequence(after, "after"))
 
     def delete(self, key):
         """Forget `key`. Returns the commit's sequence; raises KeyError if it is missing."""
@@ -336,9 +342,9 @@ cdef class Store:
         """Repair what a dead writer left, so that what is read afterwards is decided. Returns the sequence."""
         return _settle(self)
 
-    def fence(self, unsigned long long incarnation):
+    def fence(self, incarnation):
         """settle(), and from now on commits of handles with a lower incarnation raise Fenced."""
-        return _fence(self, incarnation)
+        return _fence(self, _sequence(incarnation, "incarnation"))
 
     def sync(self):
         """Return when all that is committed survives power loss.

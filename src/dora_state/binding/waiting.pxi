@@ -5,7 +5,8 @@ cdef enum:
     _FOR_EVER_S = 1_000_000_000  # a timeout of infinity is 30 years
 
 
-cdef object _wait(Store store, key, uint64_t after, timeout, bint prefix):
+cdef object _wait(Store store, key, uint64_t *after, timeout, bint prefix):
+    """*after moves on as far as nothing was found."""
     cdef Py_ssize_t key_size
     cdef const char *c_key = _key(key, &key_size)
     cdef uint64_t sequence = 0
@@ -20,12 +21,13 @@ cdef object _wait(Store store, key, uint64_t after, timeout, bint prefix):
             min(_SLICE_MS, max(0, (deadline - time.monotonic()) * 1000)))
         store.calls += 1
         with nogil:
-            status = ds_wait(store.handle, DS_USER, c_key, key_size, prefix, after, left_ms, &sequence)
+            status = ds_wait(store.handle, DS_USER, c_key, key_size, prefix, after[0], left_ms, &sequence)
         store.calls -= 1
         if status == DS_OK:
             return sequence
         if status != DS_TIMEOUT:
             raise _error(status)
+        after[0] = sequence
         if deadline is not None and time.monotonic() >= deadline:
             return None
         PyErr_CheckSignals()
