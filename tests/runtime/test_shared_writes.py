@@ -402,6 +402,30 @@ def test_the_sequence_of_a_staged_write_is_over_with_its_handler(counting, share
     assert hosted.supervisor.account.conflicts == 0
 
 
+def test_a_handler_that_conflicts_with_itself_is_told_in_the_log(counting, caplog):
+    hosted = counting(
+        """
+        from dora_state import kvs_store, kvs_update
+
+        class Operator:
+            shared_writes = "commit"
+
+            def on_event(self, event, send_output):
+                kvs_update("n", lambda old: old + b"1", default=b"")
+                if event["attempt"] <= 11:
+                    kvs_store()["n"] = b"at once"
+                send_output("attempt", b"%d" % event["attempt"])
+                return 0
+        """
+    ).start()
+    hosted.send(0)
+    assert hosted.wait_outputs(1) == ["12"]
+    hosted.finish()
+    [told] = [each for each in caplog.messages if "conflicts" in each]
+    assert told.startswith("event 1 has run into 10 conflicts, and is tried on: ")
+    assert "the key is at sequence" in told
+
+
 def test_a_blind_write_does_not_conflict(counting, shared):
     meddle = f"import dora_state; dora_state.Store({str(shared)!r})['n'] = b'100'"
     source = MEDDLES.format(call="kvs_write", act='kvs_write("n", b"mine")', meddle=meddle)

@@ -56,6 +56,8 @@ from dora_state.runtime.zygote import Zygote
 
 log = logging.getLogger("dora_state.supervisor")
 
+_TOLD_CONFLICTS = frozenset(10**n for n in range(1, 10))  # of one event
+
 
 class State(enum.Enum):
     STARTING = "starting"
@@ -355,10 +357,16 @@ class Machine:
             self._follow_crash(dead)
 
     def _follow_conflict(self, dead: Worker) -> None:
-        """Nobody is charged for it."""
+        """Nobody is charged for it, so somebody is told when it does not end."""
         self.account.conflicts += 1
-        if self.delivery.replay is not None:
-            self.delivery.replay.conflicts += 1
+        event = self.delivery.replay
+        if event is not None:
+            event.conflicts += 1
+            if event.conflicts in _TOLD_CONFLICTS:
+                log.warning(
+                    "event %d has run into %d conflicts, and is tried on: %s",
+                    *(event.number, event.conflicts, dead.conflict),
+                )
         log.debug("the handler runs again, as the shared store has changed: %s", dead.conflict)
         self._offer.take_death(dead)
         self._follow(dead)  # (2)
