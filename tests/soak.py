@@ -1,14 +1,15 @@
 """Kills an operator at random until it is enough: python3 tests/soak.py [--kills 10000] [--minutes 20] [--seed N]
 
 Each incarnation gets some events and dies by SIGKILL at a moment of its own: while it starts, in a handler, in a
-commit, or idle. Prints the figures and ends with exit code 0 only if every event was handled exactly once: in the
-outputs, and in the saved state.
+commit, or idle. Prints the figures and ends with exit code 0 only if every event was handled exactly once, in the
+outputs and in the saved state, and if there was time for all kills.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import operator
 import random
 import sys
 import tempfile
@@ -26,19 +27,21 @@ class Figures:
     events: int
     lost: int  # events without an output
     outputs_twice: int
+    outputs_wrong: int  # that say another count or sum than at their turn, or come out of it
     effects_lost: int  # events that the saved state does not count
     effects_twice: int
     seconds: float
 
     @property
     def are_exact(self) -> bool:
-        return not (self.lost or self.outputs_twice or self.effects_lost or self.effects_twice)
+        outputs = self.lost or self.outputs_twice or self.outputs_wrong
+        return not (outputs or self.effects_lost or self.effects_twice)
 
     def __str__(self) -> str:
         return (
             f"kills {self.kills}, restarts {self.restarts}, events {self.events}, lost {self.lost}, "
-            f"outputs twice {self.outputs_twice}, effects lost {self.effects_lost}, "
-            f"effects twice {self.effects_twice}, {self.seconds:.0f} s"
+            f"outputs twice {self.outputs_twice}, outputs wrong {self.outputs_wrong}, "
+            f"effects lost {self.effects_lost}, effects twice {self.effects_twice}, {self.seconds:.0f} s"
         )
 
 
@@ -71,6 +74,9 @@ def soak(hosted, kills: int, *, seed: int, seconds: float = float("inf")) -> Fig
 
 
 def balance(hosted, kills: int, events: int, seconds: float) -> Figures:
+    from hosting import ledger
+
+    right = dict(enumerate(ledger(events)))
     numbers = [int(text.split()[0]) for text in hosted.texts]
     state = hosted.state()
     counted = int(state.get("count", b"0"))
@@ -82,6 +88,8 @@ def balance(hosted, kills: int, events: int, seconds: float) -> Figures:
         events=events,
         lost=events - len(set(numbers)),
         outputs_twice=len(numbers) - len(set(numbers)),
+        outputs_wrong=sum(map(operator.ne, map(right.get, numbers), hosted.texts))
+        + sum(map(operator.gt, numbers, numbers[1:])),
         effects_lost=max(0, events - counted),
         # A total that is wrong beside a right count: one was lost for one that counts twice.
         effects_twice=twice if twice or total_is_right else 1,
@@ -107,6 +115,11 @@ def main() -> int:
         finally:
             hosted.close()
     print(figures, flush=True)
+    if figures.kills < options.kills:
+        print(
+            f"there was no time for {options.kills - figures.kills} kills; give it more --minutes"
+        )
+        return 1
     return 0 if figures.are_exact else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from hosting import LEDGER
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from soak import balance, soak
+from soak import balance, main, soak
 
 KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "800"))  # test_restart.py has 200 more
 
@@ -32,4 +33,17 @@ def test_the_balance_sees_what_is_wrong(host):
     hosted.finish()
     figures = balance(hosted, kills=0, events=5, seconds=0)
     assert (figures.lost, figures.outputs_twice, figures.effects_twice) == (1, 1, 1)
+    assert figures.outputs_wrong == 3  # of the events 3 and 4, and one out of its turn
     assert not figures.are_exact
+
+
+def test_a_soak_that_had_no_time_for_its_kills_has_not_passed(monkeypatch, capfd):
+    logger = logging.getLogger("dora_state")
+    level = logger.level
+    try:
+        for minutes, code in (("0", 1), ("1", 0)):
+            monkeypatch.setattr(sys, "argv", ["soak.py", "--kills", "3", "--minutes", minutes])
+            assert main() == code
+    finally:
+        logger.setLevel(level)
+    assert "there was no time for 3 kills" in capfd.readouterr().out
