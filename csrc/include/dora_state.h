@@ -90,7 +90,7 @@ typedef struct ds_options {
     ds_durability durability;
     uint32_t group_ms;
     int32_t lock_timeout_ms; /* how long a writer waits for another; -1: for ever */
-    bool read_only;
+    bool read_only;       /* of a store that nobody has opened for writing in this boot it shows one point for ever */
     bool create;          /* make the directory and the store when they are not there */
     uint64_t incarnation; /* 0: never fenced; else commits are refused once a higher one is fenced in */
 } ds_options;

@@ -60,6 +60,21 @@ def test_a_sequence_is_an_int_of_64_bits(store, number):
     assert store.entry("key") == (b"value", before)
 
 
+def test_a_read_only_handle_without_a_writer_shows_one_point(tmp_path):
+    path = tmp_path / "store"
+    with Store(path) as writer:
+        sequence = writer.put("key", b"before")
+    (path / "control").unlink()  # as after a reboot
+    with Store(path, read_only=True) as early, Store(path) as writer:
+        writer.put("key", b"after")
+        assert early["key"] == b"before"
+        assert early.wait("key", after=sequence, timeout=0.1) is None
+        with Store(path, read_only=True) as late:
+            assert late["key"] == b"after"
+            writer.put("key", b"later")
+            assert late["key"] == b"later"
+
+
 def test_the_fast_methods_are_the_engines_own():
     for name in (
         "put",
