@@ -93,8 +93,8 @@ class Store(_core.Store, MutableMapping[str, bytes]):  # type: ignore[misc]  # u
         durability: "process", "group" or "commit".
         group_ms: within how many milliseconds `group` is on disk.
         lock_timeout: how many seconds a write waits for another process that is writing; None: for ever.
-        read_only: change nothing, not even to repair. A store that nobody has opened for writing in this boot shows what
-            was in it when it was opened here, until it is opened here again.
+        read_only: change nothing, not even to repair. A store that nobody has opened for writing in this boot
+            shows what was in it when it was opened here, until it is opened here again.
         incarnation: commits are refused with Fenced once a higher one was fenced in; 0: never.
 
     Raises the errors of `dora_state.errors`.
