@@ -101,6 +101,27 @@ def test_a_map_is_complete_and_true(name):
     assert named - there == set(), "on the map, but not there"
 
 
+def test_each_word_that_is_read_without_a_lock_has_its_order_and_its_reason():
+    table = section("csrc/README.md", "Lock-free words and their orders")
+    rows = [line[1:-1].split("|") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert [row for row in rows if len(row) != 6 or not row[5].strip()] == []
+    named = {word for row in rows for word in re.findall(r"\w+", row[0])}
+    for path in [*ENGINE.glob("*.h"), *ENGINE.glob("*.c")]:
+        if path.name == "lifeline.c":  # a library of its own
+            continue
+        text = re.sub(r"#ifdef DS_FAULTS.*?#endif", "", path.read_text(), flags=re.S)
+        for kind in (
+            r"_Atomic(?:\([^)]*\)| \w+)",
+            r"atomic_(?!signal|thread)[a-z]\w*(?<!_explicit)",
+        ):
+            pattern = rf"^ *(?:_Alignas\(64\) )?(?:static |extern )?{kind} ([\w, *\[\]]+);"
+            for words in re.findall(pattern, text, re.M):
+                for word in re.findall(r"\w+", re.sub(r"\[\w+\]", "", words)):
+                    # The clocks of tests, and locals.
+                    if not word.endswith("_shift_ns") and word != "word":
+                        assert word in named, f"{path.name}: {word}"
+
+
 @pytest.mark.parametrize("document", ["INVARIANTS.md", "REGRESSIONS.md"])
 def test_what_is_said_to_hold_a_promise_is_there(document):
     """Tests by their names, the programs and files they are in, and the seeded bugs."""
