@@ -1226,6 +1226,80 @@ MUTANTS = [
             "    for (size_t i = 0; i < count; i++) {\n        if (changes[i].kind == DS_EXPECT)",
         ),
     ),
+    # ---- one for each promise that had none ------------------------------------------------------
+    mutant(
+        "lock-stolen",
+        "lock.c",
+        "two writers are in a commit at once when one of them was stopped (I4)",
+        (
+            "    if (error == ETIMEDOUT)\n        return ds__fail(DS_TIMEOUT",
+            "    if (error == ETIMEDOUT)\n        return DS_OK;\n    if (error == ETIMEDOUT)\n        return ds__fail(DS_TIMEOUT",
+        ),
+    ),
+    mutant(
+        "sync-error-forgotten",
+        "sync.c",
+        "a sync succeeds over pages that an earlier one has lost (I10)",
+        (
+            "atomic_store_explicit(&control->sync_error, ds_error_errno() ? ds_error_errno() : EIO, memory_order_relaxed);",
+            "(void)disk_failed;",
+        ),
+    ),
+    mutant(
+        "failed-segment-dropped",
+        "compaction.c",
+        "what a compaction could not move goes all the same (I19)",
+        (
+            "        if (status != DS_OK)\n            return status;\n        to = segment->end;\n",
+            "        if (status != DS_OK && segment == NULL)\n            return status;\n        to = segment->end;\n",
+        ),
+    ),
+    mutant(
+        "reserve-not-used",
+        "append.c",
+        "on a full disk not even a delete works (I20)",
+        (
+            "        if (ds__segment_from_reserve(&store->segments, header, out) == DS_OK)\n            return DS_OK;\n",
+            "",
+        ),
+    ),
+    mutant(
+        "descriptor-leaked",
+        "os.c",
+        "each file that cannot be looked at costs a descriptor (I21)",
+        (
+            "    if (status != DS_OK) {\n        close(opened);\n        return status;\n    }\n    *fd = opened;",
+            "    if (status != DS_OK)\n        return status;\n    *fd = opened;",
+        ),
+    ),
+    mutant(
+        "reserve-made-by-a-reader",
+        "recovery.c",
+        "a read-only open makes a file (I22)",
+        (
+            "    if (status == DS_OK && !store->options.read_only && !files.reserve)\n",
+            "    if (status == DS_OK && !files.reserve)\n",
+        ),
+    ),
+    mutant(
+        "sizes-believed",
+        "format.c",
+        "a hostile log leads a reader out of the segment (I27)",
+        (
+            "        if (record->key_size > DS_KEY_LIMIT || record->value_size > left)\n            return false;\n"
+            "        if (DS_ALIGN((uint64_t)record->key_size) + DS_ALIGN(record->value_size) > left)\n            return false;\n",
+            "",
+        ),
+    ),
+    mutant(
+        "value-not-pinned",
+        "read.c",
+        "a view that lives is unmapped by compaction (I37)",
+        (
+            "        ds__mapping_pin(&found->segment->mapping);\n        out->owner",
+            "        out->owner",
+        ),
+    ),
     # ---- files ---------------------------------------------------------------------------------
     mutant(
         "links-followed",
@@ -1492,6 +1566,14 @@ NOTICED_BY: dict[str, str] = {
     "sequence-accepted-twice": "test_recovery i34_a_sequence_is_not_accepted_twice",
     "later-start-only-if-whole": "test_damage i11_both_ends_may_be_torn",
     "batches-without-a-bound": "test_compaction records_move_in_bounded_batches",
+    "lock-stolen": "test_processes i4_a_stopped_writer_blocks_writers_only",
+    "sync-error-forgotten": "test_sync i10_a_failed_sync_is_final_for_all",
+    "failed-segment-dropped": "test_compaction i19_a_compaction_that_meets_damage_changes_nothing",
+    "reserve-not-used": "test_compaction i20_deletes_have_the_reserve_and_no_more",
+    "descriptor-leaked": "test_faults each_call_site_fails",
+    "reserve-made-by-a-reader": "test_open i22_a_read_only_open_reads_and_changes_no_byte",
+    "sizes-believed": "test_hostile i27_sizes_are_not_believed",
+    "value-not-pinned": "test_store a_value_stays_as_it_was_read",
     "clean-floor-not-durable": "test_sync i7_a_clean_close_says_so_of_what_is_on_disk",
     "clean-floor-before-its-data": "test_sync i7_a_clean_close_says_so_of_what_is_on_disk",
     "covered-sync-hides-the-error": "test_sync i10_a_failed_sync_is_final_for_all",

@@ -296,12 +296,51 @@ static void i15_a_zeroed_sector_is_not_the_end_of_the_log(const char *dir) {
     CHECK(zeroed > 100);
 }
 
+/* I27: sizes that lead out of the frame, or around the end of the numbers. */
+static void i27_sizes_are_not_believed(const char *dir) {
+    static const struct {
+        uint64_t value;
+        uint32_t key;
+    } sizes[] = {{(UINT64_C(1) << 40) + 1, 1},
+                 {UINT64_MAX, 1},
+                 {UINT64_MAX - 54, 1},
+                 {INT64_MAX, 1},
+                 {70000, 1},
+                 {1, 70000},
+                 {1, UINT32_MAX},
+                 {UINT64_MAX - UINT32_MAX, UINT32_MAX}};
+    ds_store *store = open_store(dir);
+    put(store, "k", "v");
+    CHECK_OK(ds_close(store));
+    image_reboot(dir);
+    CHECK(unlink(check_format("%s/floor", dir)) == 0);
+    int fd = open(check_format("%s/0000000000000000.log", dir), O_RDWR | O_CLOEXEC);
+    CHECK(fd >= 0);
+    struct ds_record record;
+    off_t at = DS_SEGMENT_HEADER + sizeof(struct ds_frame);
+    CHECK(pread(fd, &record, sizeof record, at) == sizeof record);
+    ds_options options = options_default();
+    options.create = false;
+    options.read_only = true;
+    for (size_t i = 0; i < CHECK_COUNT(sizes); i++) {
+        record.value_size = sizes[i].value;
+        record.key_size = sizes[i].key;
+        CHECK(pwrite(fd, &record, sizeof record, at) == sizeof record);
+        store = open_with(dir, options);
+        expect_value(store, "k", NULL);
+        CHECK(stats_of(store).dropped_bytes > 0);
+        CHECK_OK(ds_close(store));
+    }
+    close(fd);
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(i28_a_peer_scribbles_over_the_log),
         TEST(i28_a_peer_scribbles_over_the_index),
         TEST(i28_a_peer_scribbles_over_the_control_page),
         TEST(i28_words_of_the_control_page_are_not_believed),
+        TEST(i27_sizes_are_not_believed),
         TEST(i15_a_zeroed_sector_is_not_the_end_of_the_log),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));

@@ -91,6 +91,15 @@ static void put_big(ds_store *store, struct model *model) {
         accept(status);
 }
 
+static void get_big(ds_store *store) {
+    ds_value value;
+    ds_status status = ds_get(store, DS_USER, "big", 3, &value);
+    if (status == DS_OK)
+        ds_unpin(&value);
+    else
+        accept(status);
+}
+
 static void live(ds_store *store, struct model *model, unsigned *generation) {
     for (unsigned round = 0; round < ROUNDS; round++) {
         ++*generation;
@@ -99,6 +108,8 @@ static void live(ds_store *store, struct model *model, unsigned *generation) {
     }
     if (!model->blob) /* once: it is what takes the time */
         put_big(store, model);
+    if (model->blob)
+        get_big(store);
     ds_status status = ds_sync(store);
     if (status != DS_OK)
         accept(status);
@@ -337,12 +348,14 @@ static void each_call_site_fails(const char *dir) {
     size_t count;
     const struct ds_os_site *sites = ds__os_sites(&count);
     close(STDIN_FILENO); /* who opens a file then must move it out of the way */
+    unsigned descriptors = check_entries("/proc/self/fd");
     for (size_t i = 0; i < count; i++)
         for (int forever = 0; forever < 2; forever++) {
             uint64_t calls = 0;
             ds__os_fault_only(&sites[i]);
             for (size_t told = 0; told < CHECK_COUNT(stories) && calls == 0; told++)
                 calls = stories[told](dir, forever);
+            CHECK_EQ(check_entries("/proc/self/fd"), descriptors);
             if (calls == 0)
                 check_fail(sites[i].file, sites[i].line, "no story makes this call: %s", sites[i].call);
         }
