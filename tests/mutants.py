@@ -1456,6 +1456,27 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "read-only-open-sweeps",
+        "recovery.c",
+        "a read-only open removes the file of a large value that another process is about to commit",
+        (
+            "status == DS_OK && !store->options.read_only && files->blobs",
+            "status == DS_OK && files->blobs",
+        ),
+    ),
+    mutant(
+        "keeper-blocks-sigbus",
+        "keeper.c",
+        "a file that is cut while the keeper reads it kills the process",
+        ("        sigdelset(&all, SIGBUS); /* one that is blocked kills (sigbus.h) */\n", ""),
+    ),
+    mutant(
+        "any-file-system-will-do",
+        "os_directory.c",
+        "a store on a network file system, whose machines see different bytes",
+        ("    default:\n        return false;", "    default:\n        return true;"),
+    ),
+    mutant(
         "compaction-after-a-failed-sync",
         "compaction.c",
         "on a disk that failed once, each try of the keeper makes the log longer, for ever",
@@ -1586,6 +1607,9 @@ NOTICED_BY: dict[str, str] = {
     "group-opener-does-not-sync": "test_sync i7_an_opener_that_promises_syncs_what_the_dead_left",
     "blobs-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",
     "blob-name-not-synced": "test_sync i7_a_large_value_is_on_disk_with_its_commit",
+    "read-only-open-sweeps": "test_damage a_large_value_that_was_never_committed_goes",
+    "keeper-blocks-sigbus": "test_sigbus i23_no_thread_blocks_the_signal",
+    "any-file-system-will-do": "test_open a_file_system_that_keeps_no_promise_is_refused",
     "compaction-after-a-failed-sync": "test_sync i19_after_a_failed_sync_no_compaction_writes",
     "no-redirty-of-blobs": "test_sync i10_after_a_death_in_a_sync_large_values_are_made_dirty_again",
     "lost-blob-accepted": "test_damage i9_a_commit_goes_with_its_large_value",

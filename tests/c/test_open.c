@@ -276,11 +276,43 @@ static void a_copied_store_opens_without_its_control_page(const char *dir) {
     free(copy);
 }
 
+static void a_file_system_that_keeps_no_promise_is_refused(const char *dir) {
+    (void)dir;
+    ds_options options = options_default();
+    ds_store *store;
+    CHECK_IS(ds_open("/proc/self", &options, &store), DS_UNSUPPORTED);
+    options.read_only = true;
+    CHECK_IS(ds_open("/proc/self", &options, &store), DS_UNSUPPORTED);
+}
+
+static void open_as_nobody(void *context) {
+    ds_options options = options_default();
+    ds_store *store;
+    CHECK(setuid(65534) == 0);
+    CHECK_IS(ds_open(context, &options, &store), DS_IO);
+    CHECK_EQ(ds_error_errno(), EPERM);
+    options.create = false;
+    CHECK_IS(ds_open(context, &options, &store), DS_IO);
+}
+
+/* Whatever its mode allows. */
+static void i29_the_store_of_somebody_else_is_refused(const char *dir) {
+    if (geteuid() != 0) /* who cannot become somebody else */
+        return;
+    char *path = check_format("%s/store", dir);
+    CHECK(chmod(dir, 0755) == 0 && mkdir(path, 0700) == 0 && chmod(path, 0777) == 0);
+    check_join(check_spawn(open_as_nobody, path));
+    CHECK_EQ(check_entries(path), 2); /* nothing was made there */
+    CHECK_OK(ds_close(open_store(path)));
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(a_new_store_is_private_whatever_the_umask),
         TEST(a_missing_store_is_made_only_when_asked),
         TEST(the_path_of_something_else_is_refused),
+        TEST(a_file_system_that_keeps_no_promise_is_refused),
+        TEST(i29_the_store_of_somebody_else_is_refused),
         TEST(a_parent_that_is_missing_is_named),
         TEST(options_out_of_range_are_refused),
         TEST(a_store_reopens_as_it_was_closed),

@@ -313,6 +313,36 @@ static void a_handler_that_was_there_gets_what_is_not_ours(const char *dir) {
     CHECK(seen_at == NULL);
 }
 
+/* A SIGBUS that is blocked kills, whatever handler there is. */
+static void i23_no_thread_blocks_the_signal(const char *dir) {
+    ds_options options = options_default();
+    options.durability = DS_GROUP;
+    options.group_ms = 1;
+    ds_store *store = open_with(dir, options);
+    put(store, "key", "value");
+    while (stats_of(store).synced < stats_of(store).committed) /* by the keeper, which is on its way by then */
+        usleep(1000);
+    DIR *threads = opendir("/proc/self/task");
+    CHECK(threads);
+    int seen = 0;
+    for (struct dirent *entry; (entry = readdir(threads)) != NULL;) {
+        FILE *status =
+            entry->d_name[0] == '.' ? NULL : fopen(check_format("/proc/self/task/%s/status", entry->d_name), "r");
+        char line[256];
+        unsigned long long blocked;
+        while (status && fgets(line, sizeof line, status))
+            if (sscanf(line, "SigBlk: %llx", &blocked) == 1) {
+                CHECK((blocked >> (SIGBUS - 1) & 1) == 0);
+                seen++;
+            }
+        if (status)
+            fclose(status);
+    }
+    closedir(threads);
+    CHECK(seen >= 2);
+    CHECK_OK(ds_close(store));
+}
+
 int main(int argc, char **argv) {
     static const check_test tests[] = {
         TEST(i23_a_segment_that_is_cut_is_told),
@@ -325,6 +355,7 @@ int main(int argc, char **argv) {
         TEST(a_control_page_that_is_cut_is_told),
         TEST(a_blob_that_is_cut_is_told),
         TEST(threads_may_fault_together),
+        TEST(i23_no_thread_blocks_the_signal),
         TEST(there_is_room_for_many_ranges),
         TEST(a_fault_elsewhere_kills_as_ever),
         TEST(a_handler_that_was_there_gets_what_is_not_ours),
