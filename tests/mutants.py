@@ -1300,6 +1300,15 @@ MUTANTS = [
             "        out->owner",
         ),
     ),
+    mutant(
+        "segment-of-fewer-commits-followed",
+        "log.c",
+        "a log goes on in a segment that knows of fewer commits than there were (I8)",
+        (
+            "           header->before_sequence >= end->sequence;",
+            "           header->before_sequence + 1 > 0;",
+        ),
+    ),
     # ---- files ---------------------------------------------------------------------------------
     mutant(
         "links-followed",
@@ -1587,6 +1596,7 @@ NOTICED_BY: dict[str, str] = {
     "sequence-accepted-twice": "test_recovery i34_a_sequence_is_not_accepted_twice",
     "later-start-only-if-whole": "test_damage i11_both_ends_may_be_torn",
     "batches-without-a-bound": "test_compaction records_move_in_bounded_batches",
+    "segment-of-fewer-commits-followed": "test_recovery i8_what_does_not_follow_is_not_the_logs",
     "lock-stolen": "test_processes i4_a_stopped_writer_blocks_writers_only",
     "sync-error-forgotten": "test_sync i10_a_failed_sync_is_final_for_all",
     "failed-segment-dropped": "test_compaction i19_a_compaction_that_meets_damage_changes_nothing",

@@ -266,7 +266,8 @@ static void i28_words_of_the_control_page_are_not_believed(const char *dir) {
 
 /* ---- I15 --------------------------------------------------------------------------------------------------------- */
 
-/* After a clean close all is below the floor: a sector that is lost is damage, wherever it lies, and never the end. */
+/* After a clean close all is below the floor: a sector that is lost is damage, wherever it lies, and never the end. Where the floor
+ * is lost as well, what follows it is told to be dropped: a log never just ends there. */
 static void i15_a_zeroed_sector_is_not_the_end_of_the_log(const char *dir) {
     char *live = check_format("%s/live", dir), *copy = check_format("%s/copy", dir);
     CHECK(mkdir(copy, 0700) == 0);
@@ -275,7 +276,7 @@ static void i15_a_zeroed_sector_is_not_the_end_of_the_log(const char *dir) {
     CHECK_OK(ds_close(store));
     image files = {0}, damaged = {0};
     image_map(&files, live);
-    unsigned zeroed = 0;
+    unsigned zeroed = 0, told = 0;
     for (size_t f = 0; f < files.count; f++) {
         if (!strstr(files.files[f].name, ".log"))
             continue;
@@ -290,10 +291,19 @@ static void i15_a_zeroed_sector_is_not_the_end_of_the_log(const char *dir) {
             ds_options options = options_default();
             ds_status status = ds_open(copy, &options, &store);
             CHECK(status == DS_CORRUPT || status == DS_NOT_A_STORE);
+            CHECK(unlink(check_format("%s/floor", copy)) == 0);
+            status = ds_open(copy, &options, &store);
+            if (status == DS_OK) {
+                CHECK(stats_of(store).dropped_bytes > 0);
+                CHECK_OK(ds_close(store));
+                told++;
+            } else {
+                CHECK(status == DS_CORRUPT || status == DS_NOT_A_STORE);
+            }
             zeroed++;
         }
     }
-    CHECK(zeroed > 100);
+    CHECK(zeroed > 100 && told > 50);
 }
 
 /* I27: sizes that lead out of the frame, or around the end of the numbers. */
