@@ -168,7 +168,7 @@ class Hosted:
         """
         deadline = time.monotonic() + PATIENCE_S
         workers = self.supervisor.workers
-        while (spare := workers._spare) is None or (imported and spare.signature is None):
+        while (spare := workers.spares.spare) is None or (imported and spare.signature is None):
             assert time.monotonic() < deadline, "no spare"
             time.sleep(0.002)
 

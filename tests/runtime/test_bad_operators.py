@@ -313,8 +313,8 @@ def test_a_large_value_is_saved_and_restored(host):
 def test_outputs_beyond_what_is_held_are_refused_at_the_call(host, monkeypatch):
     hosted = host(
         """
-        from dora_state.runtime import worker
-        worker.HELD_OUTPUT_BYTES = 1000
+        from dora_state.runtime import sending
+        sending.HELD_OUTPUT_BYTES = 1000
 
         class Operator:
             def on_event(self, event, send_output):

@@ -8,7 +8,7 @@ import time
 import pytest
 from hosting import PATIENCE_S, kill, wait_file
 
-from dora_state.runtime import worker
+from dora_state.runtime import sending
 from dora_state.runtime.inputs import QUEUE_BYTES
 
 
@@ -189,12 +189,12 @@ def test_a_call_after_the_handler_ended_belongs_to_no_event(host):
 
 
 def test_outputs_of_one_event_are_bounded_and_the_handler_may_go_on(host):
-    assert worker.HELD_OUTPUT_BYTES == 256 << 20
+    assert sending.HELD_OUTPUT_BYTES == 256 << 20
     hosted = host(
         """
         from dora_state.errors import TooLarge
-        from dora_state.runtime import worker
-        worker.HELD_OUTPUT_BYTES = 1 << 20
+        from dora_state.runtime import sending
+        sending.HELD_OUTPUT_BYTES = 1 << 20
 
         class Operator:
             def on_event(self, event, send_output):

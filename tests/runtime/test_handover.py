@@ -81,7 +81,7 @@ def test_a_worker_may_die_together_with_its_spare(host, when, event):
         wait_stopped(hosted.wait_running()["worker_pid"])
     arm_is_due(hosted)
     workers, current = hosted.machine.workers, hosted.machine.succession.current
-    spare, end = workers._spare, workers.end
+    spare, end = workers.spares.spare, workers.end
 
     def end_of_both(each) -> None:
         if each is not spare:

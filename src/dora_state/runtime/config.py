@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dora_state.runtime import inputs, policy, snapshot
+from dora_state.runtime.birth import WorkerConfig
 from dora_state.runtime.pipes import Relay
 from dora_state.runtime.policy import RestartPolicy
-from dora_state.runtime.worker import WorkerConfig
 from dora_state.runtime.zygote import Zygote
 
 STANDBY = ("fork", "process", "off")

@@ -167,7 +167,7 @@ class Machine:
         if self.state is State.WAITING or self.state is State.DEGRADED:
             due = earlier(due, self._start_at)
         if self._wants_spare():
-            due = earlier(due, self.workers.spare_not_before)
+            due = earlier(due, self.workers.spares.not_before)
         return None if due is None else max(0.0, due - time.monotonic())
 
     def run_timers(self) -> None:
@@ -198,7 +198,7 @@ class Machine:
         else:
             self.succession.disarm()
         self._dispatch()
-        if self._wants_spare() and time.monotonic() >= self.workers.spare_not_before:
+        if self._wants_spare() and time.monotonic() >= self.workers.spares.not_before:
             self.workers.make_spare()
 
     def _wants_spare(self) -> bool:

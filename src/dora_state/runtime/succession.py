@@ -72,7 +72,9 @@ class Succession:
     def take_on(self, dead: Worker) -> None:
         """Its lifeline has started the spare, with the event if that is to be handled again."""
         assert dead.report is not None
-        new = self.current = self._workers.take_started()
+        new = self._workers.spares.take()
+        assert new is not None
+        self.current = new
         new.was_started = True
         new.started = dead.report[3]
         new.beside = None if dead.is_gone else dead
@@ -105,7 +107,7 @@ class Succession:
 
         To be called whenever something may have changed.
         """
-        current, spare = self.current, self._workers.warm_spare
+        current, spare = self.current, self._workers.spares.warm
         if spare is None or current is None or not current.is_ready or current.asked_to_stop:
             self.disarm()
             return

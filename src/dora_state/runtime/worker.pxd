@@ -3,6 +3,7 @@
 cimport cython
 
 from dora_state.runtime.channel cimport Channel, Message
+from dora_state.runtime.sending cimport Sender
 from dora_state.runtime.step cimport Stage, Step
 
 
@@ -19,9 +20,7 @@ cdef class Worker:
     cdef readonly object shared
     cdef object _fields
     cdef object _module
-    cdef object _immediate
-    cdef object _outputs
-    cdef set _warned_outputs
+    cdef Sender _sender
     cdef bint _warned_none
     cdef public object note
     cdef int _parent

@@ -30,21 +30,20 @@ import socket
 import struct
 import sys
 import time
-import traceback
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from dora_state import operator as operator_api
 from dora_state import shared_writes
 from dora_state._core import USER, Store, hold_lifeline
-from dora_state.errors import OperatorError, TooLarge
+from dora_state.errors import OperatorError
 from dora_state.operator import RestoreInfo
 from dora_state.runtime import (
     channel,
     holdings,
     killpoint,
+    last_words,
     loading,
     process,
     reload,
@@ -53,9 +52,8 @@ from dora_state.runtime import (
     step,
     value,
 )
-from dora_state.runtime import (
-    metadata as dora_metadata,
-)
+from dora_state.runtime.birth import Birth, WorkerConfig
+from dora_state.runtime.sending import Sender
 from dora_state.runtime.shared_step import ConflictError, SharedSteps
 from dora_state.runtime.step import Stage, Step
 from dora_state.typed_state import Fields
@@ -63,34 +61,8 @@ from dora_state.typed_state import Fields
 log = logging.getLogger("dora_state.operator")
 
 FAILED_EXIT = 70  # EX_SOFTWARE
-HELD_OUTPUT_BYTES = 256 << 20
 _BEGUN = struct.Struct("<Q")  # in the lifeline's note: see lifeline.h
 _BEGUN_AT = 496
-
-
-@dataclass(frozen=True)
-class WorkerConfig:
-    """What every worker of one operator needs to know. Travels as JSON."""
-
-    operator: str
-    class_name: str = "Operator"
-    immediate: tuple[str, ...] = ()  # outputs that do not wait for the commit
-    outputs: tuple[str, ...] | None = None  # those that the node has; None: any
-    node_id: str = "operator"
-    descriptor: Any = None  # becomes self.dataflow_descriptor
-    arrow_outputs: bool = False  # outputs are bytes or Arrow arrays, as dora wants them
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class Birth(NamedTuple):
-    """What a worker gets from the host: descriptors, and what the host calls it."""
-
-    socket: int
-    lifeline: int
-    number: int
-    late: bool  # import at START
 
 
 def run(birth: Birth, config: WorkerConfig) -> NoReturn:
@@ -105,7 +77,7 @@ def run(birth: Birth, config: WorkerConfig) -> NoReturn:
         worker.serve()
         code = 0
     except ConflictError as error:
-        worker.leave_note("conflict", "")
+        last_words.leave_note(note, "conflict", "")
         with contextlib.suppress(OSError):
             worker.host.send(channel.CONFLICT, channel.pack(str(error)))
     except BaseException as error:
@@ -140,9 +112,7 @@ class Worker:
         self.shared: SharedSteps | None = None  # with shared_writes = "commit"
         self._fields: Fields | None = None  # of an operator with typed state
         self._module: ModuleType | None = None
-        self._immediate = frozenset(config.immediate)
-        self._outputs = frozenset(config.outputs) if config.outputs is not None else None
-        self._warned_outputs: set[str] = set()
+        self._sender = Sender(host, config)
         self._warned_none = False
         self.note: memoryview | None = None  # in the lifeline: last words for the successor
         self._parent = os.getppid()  # the zygote, or this process is dead
@@ -224,20 +194,9 @@ class Worker:
         self.host.close()
 
     def report(self, error: BaseException) -> None:
-        text = "".join(traceback.format_exception(error))
-        message = {
-            "phase": self.phase,
-            "error": _sendable(_summary(error)),
-            "traceback": _sendable(text),
-        }
-        self.leave_note("exception", channel.describe_failure(message))
+        message = {"phase": self.phase, **last_words.describe(error)}
+        last_words.leave_note(self.note, "exception", channel.describe_failure(message))
         self.host.send(channel.FAILED, channel.pack(message))
-
-    def leave_note(self, reason: str, detail: str) -> None:
-        if self.note is not None:
-            note = channel.pack_note(reason, detail)
-            self.note[1 : len(note)] = note[1:]
-            self.note[0] = note[0]  # last: it says that there is one
 
     # Starting
 
@@ -366,7 +325,7 @@ class Worker:
         shared_token = shared_writes.current.set(staged)
         try:
             killpoint.reach("event", number)
-            status = self._status(self.operator.on_event(event, self.send_output))
+            status = self._status(self.operator.on_event(event, self._sender.send_output))
             if self._fields is not None:
                 self._fields.save(stage.put)
         finally:
@@ -396,61 +355,6 @@ class Worker:
         if type(status) is int and status in (step.CONTINUE, step.STOP, step.STOP_ALL):
             return status
         raise TypeError(f"on_event returned {returned!r:.80}; return a DoraStatus")
-
-    def send_output(
-        self, output_id: str, data: Any, metadata: dict[str, Any] | None = None
-    ) -> None:
-        """What the operator gets as `send_output`: as dora's, but the output leaves with the
-        event's commit.
-        """
-        if not isinstance(output_id, str):
-            raise TypeError(f"an output id is a str, not {type(output_id).__name__}")
-        if self._outputs is not None and output_id not in self._outputs:
-            self._ignore(output_id)
-            return
-        encoded = value.encode(data, copy=False, make_slot=self.host.sharing.make_slot)
-        if self.config.arrow_outputs and encoded.head[0] in (value.NONE, value.PACKED):
-            raise TypeError(
-                f"send_output({output_id!r:.80}): a {type(data).__name__} is no output; "
-                "send bytes or a pyarrow array"
-            )
-        if metadata is not None and self.config.arrow_outputs:
-            dora_metadata.check(output_id, metadata)
-        stage = operator_api.stage.get()
-        number = 0  # outside a handler: leaves at once
-        if isinstance(stage, Stage) and stage.is_open and stage.number:
-            if output_id not in self._immediate:
-                held = stage.output_bytes + encoded.size_bytes
-                if held > HELD_OUTPUT_BYTES:
-                    raise TooLarge(
-                        f"the outputs of one event exceed {HELD_OUTPUT_BYTES >> 20} MiB; "
-                        f"declare {output_id!r} as an immediate output, or send less per event"
-                    )
-                number = stage.number
-                stage.output_bytes = held
-                stage.outputs += 1
-            killpoint.reach("output", stage.number)
-            if killpoint.is_set("torn-output", stage.number):
-                self._tear(stage.number)
-        document = channel.pack((number, output_id, metadata or {}, encoded.head), other=_as_dora)
-        value.send(self.host, channel.OUTPUT, document, encoded)
-        if number:
-            killpoint.reach("after-output", number)
-
-    def _ignore(self, output_id: str) -> None:
-        """As dora does it: said once, and no failure."""
-        if output_id not in self._warned_outputs:
-            self._warned_outputs.add(output_id)
-            log.warning(
-                "the output %r is ignored: node %s has no such output; it has %s",
-                *(output_id, self.config.node_id, ", ".join(sorted(self._outputs or ())) or "none"),
-            )
-
-    def _tear(self, number: int) -> None:
-        """Die with half a message sent."""
-        whole = b"".join(channel.frame(channel.OUTPUT, bytes(64)))
-        self.host.socket.sendall(whole[: len(whole) // 2])
-        killpoint.reach("torn-output", number)
 
     # Saving
 
@@ -484,10 +388,7 @@ class Worker:
             )
             self._use(module)
         except BaseException as error:
-            failure = {
-                "error": _sendable(_summary(error)),
-                "traceback": _sendable("".join(traceback.format_exception(error))),
-            }
+            failure = last_words.describe(error)
         finally:
             operator_api.stage.reset(token)
             stage.close()
@@ -523,24 +424,3 @@ def _offer(message: channel.Message) -> dict[str, Any]:
     if message.buffers:
         offer.update(channel.unpack_note(message.buffers[0]))
     return offer
-
-
-def _as_dora(content: Any) -> Any:
-    """Metadata that dora has no type for becomes text, as dora does it; numpy's numbers become
-    plain ones.
-    """
-    item = getattr(content, "item", None)
-    return item() if item is not None and getattr(content, "ndim", 1) == 0 else str(content)
-
-
-def _summary(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except BaseException:  # the operator's own __str__; its failure is not the one to be told
-        text = "<its __str__ failed>"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _sendable(text: str) -> str:
-    """Text as UTF-8 can carry it: a file name that is none has surrogates in it."""
-    return text.encode(errors="backslashreplace").decode()

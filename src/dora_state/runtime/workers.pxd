@@ -4,6 +4,7 @@ cimport cython
 
 from dora_state.runtime.channel cimport Message
 from dora_state.runtime.handle cimport Worker
+from dora_state.runtime.spares cimport Spares
 
 
 @cython.final
@@ -13,10 +14,8 @@ cdef class Workers:
     cdef object _store
     cdef readonly bint ever_imported
     cdef bint _closing
-    cdef object _operator
     cdef object _poller
     cdef object _memory
-    cdef bint _has_spare
     cdef public object _on_message
     cdef object _on_end
     cdef object _on_death
@@ -27,11 +26,8 @@ cdef class Workers:
     cdef object _tokens
     cdef readonly dict _alive
     cdef dict _unreaped
-    cdef readonly Worker _spare
-    cdef bint _imports_late
+    cdef readonly Spares spares
     cdef object _eventfd
-    cdef double _spare_backoff_s
-    cdef readonly double spare_not_before
 
     cdef bint wants_spare(self)
     cpdef watch_room(self, Worker to)

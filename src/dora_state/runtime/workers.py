@@ -20,11 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dora_state.runtime import channel, loading, process, value
+from dora_state.runtime import channel, process, value
 from dora_state.runtime.births import Births
 from dora_state.runtime.handle import Worker
 from dora_state.runtime.poller import READ, WRITE, Poller
 from dora_state.runtime.slots import HostMemory
+from dora_state.runtime.spares import Spares
 from dora_state.runtime.zygote import Zygote
 
 log = logging.getLogger("dora_state.supervisor")
@@ -32,7 +33,6 @@ log = logging.getLogger("dora_state.supervisor")
 _END_PATIENCE_S = 1.0
 _TOLD_ON = (channel.DONE, channel.OUTPUT)  # what comes with every event is looked for first
 _RETURNED_AT_ONCE = 16  # slots; fewer wait for the next event
-_SPARE_BACKOFF_S = (1.0, 30.0)
 
 
 class Workers:
@@ -66,10 +66,8 @@ class Workers:
         self._store: tuple[str, str] | None = None
         self.ever_imported = False
         self._closing = False  # deaths are wanted from here on
-        self._operator = operator
         self._poller = poller
         self._memory = memory
-        self._has_spare = has_spare
         self._on_message = on_message
         self._on_end = on_end  # before what it said last is read
         self._on_death = on_death
@@ -87,11 +85,8 @@ class Workers:
         self._tokens = itertools.count(1)
         self._alive: dict[int, Worker] = {}
         self._unreaped: dict[int, Worker] = {}
-        self._spare: Worker | None = None
-        self._imports_late = False
+        self.spares = Spares(operator, is_kept=has_spare)
         self._eventfd: int | None = None  # written by the lifelines
-        self._spare_backoff_s = 0.0
-        self.spare_not_before = 0.0
 
     def open(self) -> None:
         self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -123,7 +118,7 @@ class Workers:
         process.await_ends(pidfds, _END_PATIENCE_S)  # also of one whose zygote was killed
         for each in list(self._alive.values()):
             self._forget(each)
-        self._spare = None
+        self.spares.take()
         if self._eventfd is not None:
             self._unregister(self._eventfd)
             os.close(self._eventfd)
@@ -133,55 +128,27 @@ class Workers:
 
     def take(self) -> Worker:
         """A worker to start: the spare if there is a good one, else a new one."""
-        spare, self._spare = self._spare, None
+        spare = self.spares.take()
         if spare is not None and not spare.is_ending:
-            if self._is_current(spare):
+            if self.spares.is_current(spare):
                 return spare
             self.kill(spare)
         return self._spawn()
 
-    @property
-    def warm_spare(self) -> Worker | None:
-        """The spare, if a lifeline can start it."""
-        spare = self._spare
-        if spare is None or spare.is_ending or spare.signature is None:
-            return None
-        return spare if spare.channel.is_flushed else None
-
-    def take_started(self) -> Worker:
-        """The spare that a lifeline has started."""
-        spare, self._spare = self._spare, None
-        assert spare is not None
-        return spare
-
-    def _is_current(self, spare: Worker) -> bool:
-        """Whether the operator's file is still what the spare has imported."""
-        now = self._file_signature()
-        if now is None:
-            return True  # the file is gone: better an operator than none
-        # One that is just importing may have read the file before a change since its birth.
-        return now == (spare.signature or spare.born_with)
-
-    def _file_signature(self) -> tuple[int, ...] | None:
-        try:
-            return loading.file_signature(str(self._operator))
-        except OSError:
-            return None
-
     def wants_spare(self) -> bool:
-        return self._has_spare and self._spare is None and not self._closing
+        return self.spares.is_wanted() and not self._closing
 
     def make_spare(self) -> Worker:
-        self._spare = self._spawn()
-        return self._spare
+        self.spares.spare = spare = self._spawn()
+        return spare
 
     def _spawn(self) -> Worker:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         new = Worker(next(self._tokens), ours)
-        new.born_with = self._file_signature()
+        new.born_with = self.spares.signature()
         with theirs:
-            self.births.ask(new.token, theirs, new.lifeline.fileno(), late=self._imports_late)
+            self.births.ask(new.token, theirs, new.lifeline.fileno(), late=self.spares.imports_late)
         new.lifeline.close_memfd()
         self._alive[new.token] = self._unreaped[new.token] = new
         self._poller.register(ours, READ, lambda: self._on_socket(new))
@@ -208,7 +175,7 @@ class Workers:
             self._poller.modify(to.channel.socket, events)
 
     def _on_socket(self, each: Worker) -> None:
-        if each is self._spare:
+        if each is self.spares.spare:
             self._collect_deaths()  # it may speak because a lifeline has started it
         if each._watches_room:
             with contextlib.suppress(OSError):
@@ -255,8 +222,7 @@ class Workers:
             each.pid = message.document["pid"]
             each.signature = tuple(message.document["signature"])
             self.ever_imported = True
-            self._spare_backoff_s = 0.0
-            self._judge_spares(message.document["why_late"])
+            self.spares.has_imported(message.document["why_late"])
             self._watch(each)
         elif message.kind == channel.HOLDS:
             each.holds = message.document
@@ -268,16 +234,6 @@ class Workers:
             self.kill(each)
         else:
             self._on_message(each, message)
-
-    def _judge_spares(self, why_not: str) -> None:
-        """A spare has imported the operator's file too: what that takes, two would hold at once."""
-        if self._has_spare and why_not and not self._imports_late:
-            self._imports_late = True
-            log.warning(
-                "a restart takes longer, as a spare must not import %s: that %s; "
-                "do that in __init__",
-                *(self._operator, why_not),
-            )
 
     # Ending
 
@@ -305,8 +261,8 @@ class Workers:
         """No more are wanted but the current one, until its end."""
         self._closing = True
         self.births.close_down()
-        if self._spare is not None:
-            self.kill(self._spare)
+        if self.spares.spare is not None:
+            self.kill(self.spares.spare)
 
     def _watch(self, each: Worker) -> None:
         """Once the worker holds its lifeline, which IMPORTED says, and its pidfd is here."""
@@ -337,7 +293,7 @@ class Workers:
         if each.is_dead:
             return
         each.is_dead = True
-        if each is self._spare:
+        if each is self.spares.spare:
             # It is the current worker if a lifeline has started it, and must not be started from here on.
             self._on_spare_end()
         each.report = each.lifeline.disarm()
@@ -348,19 +304,12 @@ class Workers:
         self._read(each, True)
         self._unregister(each.channel.socket)
         each.channel.close()
-        if each is not self._spare or not self.ever_imported:
+        if each is not self.spares.spare or not self.ever_imported:
             self._on_death(each)
-            return
-        self._spare = None
-        if not self._closing:
-            low, high = _SPARE_BACKOFF_S
-            self._spare_backoff_s = min(max(low, self._spare_backoff_s * 2), high)
-            self.spare_not_before = time.monotonic() + self._spare_backoff_s
-            log.warning(
-                "the spare worker ended before it was needed; the next one in %g s%s",
-                self._spare_backoff_s,
-                f": {each.describe_end()}" if each.end_is_known else "",
-            )
+        elif self._closing:
+            self.spares.take()
+        else:
+            self.spares.has_ended(each)
 
     def _forget(self, each: Worker) -> None:
         """Free what belongs to a worker that is gone."""

@@ -34,8 +34,8 @@ from typing import Any, NoReturn
 from dora_state.errors import OperatorError
 from dora_state.runtime import channel, process
 from dora_state.runtime import worker as worker_module
+from dora_state.runtime.birth import Birth, WorkerConfig
 from dora_state.runtime.guardian import stand_guard
-from dora_state.runtime.worker import Birth, WorkerConfig
 
 _DATAGRAM_BYTES = 4096
 _BOOT = "from dora_state.runtime import zygote; zygote.{}()"
