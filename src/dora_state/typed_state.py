@@ -431,6 +431,11 @@ class Fields:
             )
         returned = migrate(values, version)
         values = values if returned is None else returned
+        if not isinstance(values, dict):
+            raise StateVersionError(
+                f"migrate_state returned a {type(returned).__name__}; "
+                "return a dict of the fields, or change the one it was given"
+            )
         if dropped := sorted(values.keys() - self._fields.keys()):
             log.info("fields that version %d does not have are dropped: %s", wanted, dropped)
         return values

@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hosting import LEDGER, PATIENCE_S, kill, ledger, wait_file, wait_gone, wait_stopped
 from killable import HostProcess
 
-from dora_state.runtime import process
+from dora_state.runtime import pipes, process
 
 
 def descendants(pid: int) -> set[int]:
@@ -668,6 +670,28 @@ def test_printing_without_end_neither_blocks_the_operator_nor_floods_the_log(hos
     printed = capfd.readouterr().out
     assert len(printed) < 16_000_000
     assert "[dora-state] dropped" in printed
+
+
+@pytest.mark.parametrize("when", ["when it is quiet", "at the end"])
+def test_what_was_dropped_is_told_also_when_nothing_more_is_printed(tmp_path, monkeypatch, when):
+    monkeypatch.setattr(pipes, "QUIET_MS", 1 if when == "when it is quiet" else 1_000_000)
+    monkeypatch.setattr(pipes, "RATE_BYTES", 0)
+    seen = tmp_path / "seen"
+    with seen.open("wb") as file:
+        relay = pipes.Relay(file.fileno())
+        for _ in range(64):
+            os.write(relay.stdout, b"x" * 500_000)
+
+        def count() -> int:
+            """What has come, and what is said not to come."""
+            told = re.findall(rb"dropped (\d+) bytes", said := seen.read_bytes())
+            return said.count(b"x") + sum(map(int, told))
+
+        deadline = time.monotonic() + PATIENCE_S
+        while when == "when it is quiet" and count() < 64 * 500_000:
+            assert time.monotonic() < deadline
+        relay.close(PATIENCE_S)
+        assert count() == 64 * 500_000
 
 
 def test_a_segfault_leaves_its_traceback_in_the_log(host, capfd):

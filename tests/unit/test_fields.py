@@ -593,6 +593,19 @@ def test_a_migration_may_return_a_new_dict():
     assert Life(One).again(Other).operator.total == 4.0
 
 
+def test_a_migration_that_returns_no_dict_is_refused():
+    class Later:
+        state_version = 2
+        count: int = state(0)
+
+        def migrate_state(self, state, version):
+            return [state]
+
+    life = Life(Tracker)
+    with pytest.raises(StateVersionError, match="returned a list; return a dict of the fields"):
+        life.again(Later)
+
+
 def test_without_a_migration_another_version_is_refused():
     class Newer(One):
         state_version = 2

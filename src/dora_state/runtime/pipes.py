@@ -16,6 +16,7 @@ import time
 
 RATE_BYTES = 1 << 20  # per second
 BURST_BYTES = 4 << 20
+QUIET_MS = 1000  # without output, before what was dropped is told
 _CHUNK = 1 << 16
 
 
@@ -33,6 +34,7 @@ class Relay:
         self.stdout, self.stderr = ends
         self._stop_reader, self._stop_writer = os.pipe()
         self._budget = _Budget()
+        self._cut = to_stdout  # where something was dropped last
         self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
         self._thread.start()
 
@@ -53,13 +55,17 @@ class Relay:
             poll.register(fd, select.POLLIN)
         open_pipes = set(self._targets)
         while open_pipes:
-            ready = {fd for fd, _ in poll.poll()}
+            # What was dropped is told also if nothing more is printed.
+            ready = {fd for fd, _ in poll.poll(QUIET_MS if self._budget.dropped else None)}
+            if not ready:
+                self._tell_dropped(self._cut)
             for fd in ready & open_pipes:
                 if not self._move(fd):
                     open_pipes.discard(fd)
                     poll.unregister(fd)
             if self._stop_reader in ready and not ready & open_pipes:
                 break  # someone the operator left behind may hold a pipe for ever
+        self._tell_dropped(self._cut)
 
     def _move(self, fd: int) -> bool:
         """Relay one chunk; False at EOF."""
@@ -71,15 +77,16 @@ class Relay:
             return False
         target = self._targets[fd]
         if self._budget.take(len(data)):
-            dropped = self._budget.collect_dropped()
-            if dropped:
-                _write(
-                    target,
-                    b"\n[dora-state] dropped %d bytes of the operator's output: over %d KiB/s\n"
-                    % (dropped, RATE_BYTES >> 10),
-                )
+            self._tell_dropped(target)
             _write(target, data)
+        else:
+            self._cut = target
         return True
+
+    def _tell_dropped(self, target: int) -> None:
+        if dropped := self._budget.collect_dropped():
+            said = "\n[dora-state] dropped %d bytes of the operator's output: over %d KiB/s\n"
+            _write(target, (said % (dropped, RATE_BYTES >> 10)).encode())
 
 
 class _Budget:
@@ -88,20 +95,20 @@ class _Budget:
     def __init__(self) -> None:
         self._tokens = float(BURST_BYTES)
         self._when = time.monotonic()
-        self._dropped = 0
+        self.dropped = 0
 
     def take(self, size: int) -> bool:
         now = time.monotonic()
         self._tokens = min(BURST_BYTES, self._tokens + (now - self._when) * RATE_BYTES)
         self._when = now
         if self._tokens < size:
-            self._dropped += size
+            self.dropped += size
             return False
         self._tokens -= size
         return True
 
     def collect_dropped(self) -> int:
-        dropped, self._dropped = self._dropped, 0
+        dropped, self.dropped = self.dropped, 0
         return dropped
 
 
