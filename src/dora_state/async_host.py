@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
-from dora_state.host_thread import HostThread
-from dora_state.runtime.stopping import Outcome
+from dora_state.host_thread import Hosted, HostThread
 from dora_state.traffic import Output, input_event
 
 
-class AsyncHost:
+class AsyncHost(Hosted):
     """What `async with OperatorHost(...)` gives: the same names, to be awaited in one event loop.
 
     A call that is cancelled takes nothing back: an event that was taken is handled, and its outputs come out of
@@ -57,21 +55,6 @@ class AsyncHost:
     def close_input(self) -> None:
         """No more events will come: the operator handles what is there, and ends."""
         self._host.close_input()
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """The status as of the last start, restart or end."""
-        return self._host.status
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How it has ended; None as long as it has not."""
-        return self._host.outcome
-
-    @property
-    def store_path(self) -> Path:
-        """The operator's private store. Anybody may open it read-only."""
-        return self._host.store_path
 
     async def _put(self, content: Mapping[str, Any], answer: Future[list[Output]] | None) -> None:
         event = self._traffic.take_apart(content)

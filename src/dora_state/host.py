@@ -38,18 +38,17 @@ from dora_state import operator as operator_api
 from dora_state.async_host import AsyncHost
 from dora_state.errors import OperatorError
 from dora_state.futures import Rooms, deadline_of, wait
-from dora_state.host_thread import HostThread
+from dora_state.host_thread import Hosted, HostThread
 from dora_state.runtime import inputs, shared_step
 from dora_state.runtime.config import SupervisorConfig
 from dora_state.runtime.policy import RestartPolicy
-from dora_state.runtime.stopping import Outcome
 from dora_state.traffic import Output, input_event
 
 OVERLOAD = ("block", "drop-oldest")
 _NO_LIMIT = 1 << 62
 
 
-class OperatorHost:
+class OperatorHost(Hosted):
     """Hosts an operator. It runs from `with`, `async with` or `start` until their end, or `close`.
 
     Args:
@@ -261,26 +260,11 @@ class OperatorHost:
 
     # Seen from outside
 
-    @property
-    def status(self) -> dict[str, Any]:
-        """The status as of the last start, restart or end; docs/runtime.md has its fields."""
-        return self._host.status
-
     def wait_status(
         self, condition: Callable[[dict[str, Any]], bool], timeout: float | None = None
     ) -> dict[str, Any]:
         """Wait for a status that meets the condition, and return it. Raises TimeoutError."""
         return self._host.wait_status(condition, timeout)
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How it has ended; None as long as it has not."""
-        return self._host.outcome
-
-    @property
-    def store_path(self) -> Path:
-        """The operator's private store. Anybody may open it read-only."""
-        return self._host.store_path
 
 
 def _names(option: str, names: Iterable[str]) -> tuple[str, ...]:

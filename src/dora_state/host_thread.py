@@ -157,3 +157,24 @@ class HostThread:
         is_degraded = self.status.get("state") == State.DEGRADED.value
         if self.traffic.is_through or (is_degraded and self.traffic.is_closed):
             self._supervisor.close_input()
+
+
+class Hosted:
+    """What is seen of a hosted operator from outside, the same for threads and for asyncio."""
+
+    _host: HostThread
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The status as of the last start, restart or end; docs/runtime.md has its fields."""
+        return self._host.status
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it has ended; None as long as it has not."""
+        return self._host.outcome
+
+    @property
+    def store_path(self) -> Path:
+        """The operator's private store. Anybody may open it read-only."""
+        return self._host.store_path

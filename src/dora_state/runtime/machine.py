@@ -19,7 +19,8 @@
     (8) STOPPING -> ENDED                 no worker is left
 
 What an event's commit and a death mean for the event is in delivery.py, the restart decision in
-verdict.py, who follows whom in succession.py, and the time that a stop has in stopping.py.
+verdict.py, who follows whom in succession.py, and the time that a stop has in stopping.py. What is left
+here is one idea and stays in one file: every transition is made here, and nowhere else.
 """
 
 from __future__ import annotations
