@@ -448,10 +448,10 @@ static void who_has_waited_for_long_goes_first(const char *dir) {
 
 /* Overwrites one key until the last segment has at most so many bytes left. */
 static void fill_the_last_segment(ds_store *store, uint64_t leave) {
-    static const char value[1000];
+    static const char value[2000];
     uint64_t base = store->control->tail.segment_base, room;
     while ((room = base + store->control->tail.segment_size - store->control->tail.offset) > leave) {
-        size_t size = room > 2000 + leave ? sizeof value : (size_t)(room - leave < 100 ? 0 : room - leave - 100);
+        size_t size = room > 2000 + leave ? sizeof value / 2 : (size_t)(room - leave < 100 ? 0 : room - leave - 100);
         CHECK_OK(ds_put(store, DS_RUNTIME, "fill", 4, value, size, NULL));
         CHECK_EQ(store->control->tail.segment_base, base);
     }
