@@ -80,9 +80,11 @@ static void note_head(const struct ds_frame *frame, struct ds_log_end *end) {
         end->head = start;
 }
 
-/* The frames of one segment, from end->offset. Stops at the first word0 of zero, and at a bad frame with end->torn. */
-static ds_status walk_segment(const struct walk *walk, struct ds_segment *segment, struct ds_log_end *end) {
-    while (end->offset < walk->end && segment->end - end->offset >= sizeof(struct ds_frame)) {
+/* The frames of one segment, from end->offset, none beyond `limit`. Stops at the first word0 of zero, and at a bad frame with
+ * end->torn. */
+static ds_status walk_segment(const struct walk *walk, struct ds_segment *segment, uint64_t limit,
+                              struct ds_log_end *end) {
+    while (end->offset < limit && segment->end - end->offset >= sizeof(struct ds_frame)) {
         const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, end->offset);
         if (frame->word0 == 0)
             break;
@@ -92,7 +94,7 @@ static ds_status walk_segment(const struct walk *walk, struct ds_segment *segmen
             end->torn = true;
             break;
         }
-        if (ds__frame_length(frame->word0) > walk->end - end->offset)
+        if (ds__frame_length(frame->word0) > limit - end->offset)
             break;
         ds_status status = walk->visit(walk->context, segment, end->offset, frame);
         if (status != DS_OK)
@@ -113,6 +115,19 @@ static bool linked(const struct ds_segment *segment, const struct ds_log_end *en
     return header->base == end->segment->end && header->before_base == end->segment->base &&
            header->before_end == end->offset && header->before_crc == end->crc &&
            header->before_sequence >= end->sequence; /* higher after a recovery that left the gap */
+}
+
+/* Where a segment's frames end is for the next one's header to say: what comes after may be whole, and was dropped. */
+static uint64_t limit_of(const struct walk *walk, const struct ds_inventory *files, size_t i,
+                         const struct ds_segment *segment) {
+    struct ds_segment *next;
+    if (walk->end <= segment->end || i + 1 == files->count) /* else it is a file that may yet be replaced */
+        return walk->end;
+    if (ds__segments_at(&walk->store->segments, files->bases[i + 1], &next) != DS_OK)
+        return walk->end;
+    const struct ds_segment_header *header = ds__segment_header(next);
+    bool follows = header->base == segment->end && header->before_base == segment->base;
+    return follows && header->before_end < walk->end ? header->before_end : walk->end;
 }
 
 /* Walks segment after segment. A status other than DS_OK is about the world (or a visitor), never about where the log
@@ -139,7 +154,7 @@ static ds_status walk_segments(const struct walk *walk, const struct ds_inventor
         if (end->sequence < ds__segment_header(segment)->before_sequence)
             end->sequence = ds__segment_header(segment)->before_sequence;
         end->segments = i + 1;
-        status = walk_segment(walk, segment, end);
+        status = walk_segment(walk, segment, limit_of(walk, files, i, segment), end);
         if (status != DS_OK)
             return status;
     }

@@ -787,9 +787,19 @@ MUTANTS = [
         "log.c",
         "what was committed behind a torn segment is lost at the next recovery",
         (
-            "        status = walk_segment(walk, segment, end);\n        if (status != DS_OK)\n            return status;\n    }",
-            "        status = walk_segment(walk, segment, end);\n        if (status != DS_OK)\n            return status;\n"
-            "        if (end->torn)\n            break;\n    }",
+            "        status = walk_segment(walk, segment, limit_of(walk, files, i, segment), end);\n"
+            "        if (status != DS_OK)\n            return status;\n    }",
+            "        status = walk_segment(walk, segment, limit_of(walk, files, i, segment), end);\n"
+            "        if (status != DS_OK)\n            return status;\n        if (end->torn)\n            break;\n    }",
+        ),
+    ),
+    mutant(
+        "dropped-frames-come-back",
+        "log.c",
+        "frames behind the end that a recovery has set are read by the next one",
+        (
+            "    return follows && header->before_end < walk->end ? header->before_end : walk->end;",
+            "    return walk->end + (follows ? 0 : 0);",
         ),
     ),
     mutant(
@@ -1729,6 +1739,7 @@ NOTICED_BY: dict[str, str] = {
     "floor-ignored": "test_damage a_missing_segment_is_reported",
     "torn-end-not-sealed": "test_repair what_recovery_dropped_does_not_come_back",
     "torn-is-the-end": "power_loss 4000 1",
+    "dropped-frames-come-back": "test_damage i9_a_commit_goes_with_its_large_value",
     "dead-bytes-not-counted": "test_damage i14_frames_of_another_history_are_not_accepted",
     "no-sequence-gap": "test_open commits_after_unclean_ends_survive_the_next",
     "version-ignored": "test_damage i24_a_future_format_is_refused",

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { IMAGE_FILES = 64 };
+enum { IMAGE_FILES = 256 };
 
 typedef struct image {
     size_t count;

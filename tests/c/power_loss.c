@@ -601,9 +601,13 @@ static void run(const char *dir) {
     CHECK(mkdir(s.copy, 0700) == 0);
     uint64_t start = check_now_ns();
     while (s.images < arguments.images) {
-        static const shape shapes[] = {{.value_limit = 1500}, {.value_limit = 1000, .full = true},
-                                       {.value_limit = 8000}, {.value_limit = 3000, .committed = true},
-                                       {.value_limit = 200},  {.value_limit = 1000, .full = true, .committed = true}};
+        static const shape shapes[] = {{.value_limit = 1500},
+                                       {.value_limit = 1000, .full = true},
+                                       {.value_limit = 8000},
+                                       {.value_limit = 3000, .committed = true},
+                                       {.value_limit = 8000, .full = true},
+                                       {.value_limit = 200},
+                                       {.value_limit = 1000, .full = true, .committed = true}};
         s.seed = check_random(&s.random);
         run_store(&s, &shapes[s.stores % CHECK_COUNT(shapes)]);
     }

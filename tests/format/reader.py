@@ -322,6 +322,12 @@ def follows(segment: Segment, last: Segment) -> bool:
     )
 
 
+def drop_frames(segment: Segment, end: int) -> None:
+    """Those that go beyond the end which the next segment tells: a recovery has dropped them, whole as they may be."""
+    while segment.frames and segment.frames_end > end:
+        segment.frames.pop()
+
+
 def last_run(files: dict[int, bytes]) -> list[int]:
     """The bases of the last unbroken run of segments."""
     run: list[int] = []
@@ -347,6 +353,8 @@ def read_segments(directory: Path) -> tuple[list[Segment], int]:
                 raise
             lost += HEADER
             break
+        if segments and segment.before_base == segments[-1].base:
+            drop_frames(segments[-1], segment.before_end)
         if segments and not follows(segment, segments[-1]):
             lost += HEADER
             break
