@@ -20,6 +20,8 @@ static const char *vanishing;          /* a part of a name: such a file is gone 
 static unsigned vanish_at;             /* the how manieth time; 0: each time */
 static unsigned opens;                 /* of such files */
 static ds_status gone_is = DS_MISSING; /* or it is there and cannot be opened */
+static bool changes_then;              /* and with it what is read of the log */
+static bool bytes_change;              /* under the eyes of who reads the log */
 
 ds_status __real_ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
 ds_status __wrap_ds__os_open(const struct ds_directory *directory, const char *name, int mode, int *fd);
@@ -28,6 +30,7 @@ ds_status __wrap_ds__os_open(const struct ds_directory *directory, const char *n
         opens++;
         if (vanish_at == 0 || vanish_at == opens) {
             *fd = -1;
+            bytes_change = changes_then;
             return ds__fail(gone_is, ENOENT, "%s: so the test wants it", name);
         }
     }
@@ -54,8 +57,6 @@ ds_status __wrap_ds__os_flock(const struct ds_directory *directory, const char *
     }
     return __real_ds__os_flock(directory, name, fd, kind, timeout_ms);
 }
-
-static bool bytes_change; /* under the eyes of who reads the log */
 
 ds_status __real_ds__find(ds_store *store, const struct ds_index *index, uint64_t hash, uint8_t keyspace,
                           const void *key, size_t key_size, struct ds_found *out, bool *gone);
@@ -348,6 +349,9 @@ static void i9_a_large_value_that_cannot_be_looked_at_is_not_lost(const char *di
     vanish(".blob", 0);
     CHECK_IS(open_status(path, true), DS_IO);
     gone_is = DS_MISSING;
+    changes_then = true; /* in the second reading, which is to end before it */
+    CHECK_IS(open_status(path, true), DS_CORRUPT);
+    bytes_change = changes_then = false;
     vanish(NULL, 0);
     records_change = true;
     CHECK_IS(open_status(path, true), DS_CORRUPT);
@@ -361,6 +365,32 @@ static void i9_a_large_value_that_cannot_be_looked_at_is_not_lost(const char *di
     CHECK(strstr(ds_error(), "check the disk"));
     unreadable = NULL;
     CHECK_EQ(find_blob(path, 0, name), LARGE);
+}
+
+static void sync_put_large_and_die(void *path) {
+    ds_store *store = open_store(path);
+    put(store, "synced", "1");
+    CHECK_OK(ds_sync(store));
+    put(store, "young", "2");
+    char *big = calloc(1, BIG);
+    CHECK(big);
+    CHECK_OK(ds_put(store, DS_USER, "large", 5, big, BIG, NULL));
+}
+
+/* What lies below the floor needs no look, and stays. */
+static void i9_what_was_synced_stays_where_a_large_value_is_lost(const char *dir) {
+    char *path = check_format("%s/store", dir), name[64];
+    check_join(check_spawn(sync_put_large_and_die, path));
+    image_reboot(path);
+    CHECK_EQ(find_blob(path, 0, name), 1);
+    CHECK(unlink(check_format("%s/%s", path, name)) == 0);
+    ds_store *store = open_store(path);
+    expect_value(store, "synced", "1");
+    expect_value(store, "young", "2");
+    expect_value(store, "large", NULL);
+    CHECK(stats_of(store).dropped_bytes > 0);
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
 }
 
 static void i9_the_log_ends_before_the_first_large_value_that_is_lost(const char *dir) {
@@ -607,6 +637,7 @@ int main(int argc, char **argv) {
         TEST(i13_a_disk_that_cannot_read_is_no_end),
         TEST(a_segment_that_cannot_be_opened_fails_a_verify),
         TEST(i9_a_large_value_that_cannot_be_looked_at_is_not_lost),
+        TEST(i9_what_was_synced_stays_where_a_large_value_is_lost),
         TEST(i9_the_log_ends_before_the_first_large_value_that_is_lost),
         TEST(i13_a_large_value_that_was_synced_is_not_dropped),
         TEST(an_index_that_is_lost_in_use_is_not_made_anew),
