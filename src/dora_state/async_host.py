@@ -35,7 +35,7 @@ class AsyncHost(Hosted):
         await self._put(input_event(input_id, value, metadata), None)
 
     async def send_event(self, event: Mapping[str, Any]) -> list[Output]:
-        """As `send`, with an event of any type."""
+        """As `send`, with an event of any type. Refuses what `OperatorHost.send_event` refuses."""
         answer: Future[list[Output]] = Future()
         await self._put(event, answer)
         return await asyncio.wrap_future(answer)

@@ -226,7 +226,11 @@ class OperatorHost(Hosted):
         self.submit_event(input_event(input_id, value, metadata), timeout=timeout)
 
     def send_event(self, event: Mapping[str, Any], *, timeout: float | None = None) -> list[Output]:
-        """As `send`, with an event of any type, as dora would give it: `{"type": "PARAM_UPDATE", ...}`."""
+        """As `send`, with an event of any type, as dora would give it: `{"type": "PARAM_UPDATE", ...}`.
+
+        Raises TypeError for what is no dict, has no `type` that is a str, or is an INPUT without an `id`; ValueError
+        for an empty type. Nothing is taken then.
+        """
         deadline = deadline_of(timeout)
         taken = self._make_room(event, deadline)
         answer: Future[list[Output]] = Future()
@@ -235,7 +239,7 @@ class OperatorHost(Hosted):
         return wait(answer, deadline, f"{what} was not handled within {timeout} s")
 
     def submit_event(self, event: Mapping[str, Any], *, timeout: float | None = None) -> None:
-        """As `submit`, with an event of any type."""
+        """As `submit`, with an event of any type. Refuses what `send_event` refuses."""
         self._traffic.put(self._make_room(event, deadline_of(timeout)), None)
 
     def receive(self, timeout: float | None = None) -> Output | None:

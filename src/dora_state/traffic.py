@@ -34,10 +34,33 @@ class Output(NamedTuple):
 
 def input_event(input_id: str, value: Any, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """An INPUT as dora would give it."""
-    if not isinstance(input_id, str):
-        raise TypeError(f"an input id is a str, not {type(input_id).__name__}: {input_id!r:.80}")
+    check_id(input_id)
     content = {"kind": "dora", "type": "INPUT", "id": input_id, "value": value}
     return {**content, "metadata": dict(metadata or {})}
+
+
+def check_event(content: object) -> None:
+    """What dora gives is a dict with a type, and an INPUT with the id of its input. Raises TypeError, ValueError."""
+    if type(content) is not dict and not isinstance(content, Mapping):
+        raise TypeError(
+            f"an event is a dict, not {type(content).__name__}: {content!r:.80}; "
+            'use {"type": ..., ...}, as dora gives it'
+        )
+    kind = content.get("type")
+    if not isinstance(kind, str):
+        raise TypeError(
+            f"the type of an event is a str, not {type(kind).__name__}: {kind!r:.80}; "
+            'use "INPUT" or another type of dora'
+        )
+    if not kind:
+        raise ValueError('the type of an event is empty; use "INPUT" or another type of dora')
+    if kind == "INPUT":
+        check_id(content.get("id"))
+
+
+def check_id(input_id: object) -> None:
+    if not isinstance(input_id, str):
+        raise TypeError(f"an input id is a str, not {type(input_id).__name__}: {input_id!r:.80}")
 
 
 class Traffic:
@@ -72,8 +95,9 @@ class Traffic:
     # From any thread
 
     def take_apart(self, content: Mapping[str, Any]) -> inputs.Event:
-        """Copy an event; it needs room next."""
+        """Copy an event; it needs room next. Raises TypeError or ValueError for what is none."""
         self._check_begun()
+        check_event(content)
         return self.supervisor.take_apart(content)
 
     def room(self, event: inputs.Event) -> Future[None] | None:

@@ -21,7 +21,7 @@ from hosting import EAGER, LEDGER, PATIENCE_S, kill, ledger, wait_gone
 
 from dora_state import OperatorHost, RestartPolicy, Store
 from dora_state.errors import OperatorError
-from dora_state.runtime import inputs, process
+from dora_state.runtime import inputs, process, step
 
 KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "30"))
 
@@ -245,6 +245,41 @@ def test_events_of_every_type_can_be_handed_in(tmp_path):
         host.submit_event({"type": "STOP"})
         assert [output.value["type"] for output in host] == ["STOP"]
     assert host.outcome.clean
+
+
+NO_EVENTS = [
+    ({}, TypeError, "the type of an event is a str, not NoneType"),
+    ({"type": 5}, TypeError, "the type of an event is a str, not int: 5"),
+    ({"type": b"INPUT", "id": "in"}, TypeError, "the type of an event is a str, not bytes"),
+    ({"type": ""}, ValueError, "the type of an event is empty"),
+    ({"type": "INPUT", "value": b"1"}, TypeError, "an input id is a str, not NoneType"),
+    (None, TypeError, "an event is a dict, not NoneType"),
+    ([("type", "INPUT")], TypeError, "an event is a dict, not list"),
+]
+
+
+def test_what_is_no_event_is_refused_and_changes_nothing(operator, tmp_path):
+    async def asynchronously() -> None:
+        async with make(operator, tmp_path) as host:
+            for event, error, says in NO_EVENTS:
+                with pytest.raises(error, match=says):
+                    await host.send_event(event)
+                with pytest.raises(error, match=says):
+                    await host.submit_event(event)
+            assert texts(await host.send("in", b"1")) == ["1 2 1"]
+        assert host.outcome.clean
+
+    with make(operator, tmp_path, queue_size=1) as host:
+        for event, error, says in NO_EVENTS:
+            with pytest.raises(error, match=says):
+                host.send_event(event, timeout=PATIENCE_S)
+            with pytest.raises(error, match=says):
+                host.submit_event(event, timeout=PATIENCE_S)
+        assert texts(host.send("in", b"0", timeout=PATIENCE_S)) == ledger(1)
+    assert host.outcome.clean
+    with Store(host.store_path, read_only=True) as store:
+        assert step.read(store).number == 1
+    asyncio.run(asynchronously())
 
 
 def test_an_event_that_is_over_is_gone_at_once(operator, tmp_path):
