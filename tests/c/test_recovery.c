@@ -592,9 +592,10 @@ static void seal(const char *log, struct ds_segment_header *header) {
     write_at(log, bytes, sizeof bytes, 0);
 }
 
-/* A segment behind a gap is not the log's, nor one that knows of fewer commits than there were, or of another one before it. */
+/* A segment behind a gap is not the log's, nor one that knows of fewer commits than there were, of another one before it, or of
+ * another end of that. */
 static void i8_what_does_not_follow_is_not_the_logs(const char *dir) {
-    for (int way = 0; way < 3; way++) {
+    for (int way = 0; way < 4; way++) {
         char *parent = check_format("%s/%d", dir, way);
         CHECK(mkdir(parent, 0700) == 0);
         char *path = make_store(parent), *log = segment_file(path, DS_SEGMENT_MIN);
@@ -606,6 +607,7 @@ static void i8_what_does_not_follow_is_not_the_logs(const char *dir) {
         } else {
             header.before_sequence -= way == 1;
             header.before_base += way == 2;
+            header.before_end = way == 3 ? UINT64_MAX : header.before_end;
             seal(log, &header);
         }
         expect_each(path, (unsigned)header.first_sequence - 1);
