@@ -483,6 +483,43 @@ def test_a_flush_before_the_state_is_restored_does_not_overwrite_it(host, place)
     assert hosted.supervisor.restarts == 3
 
 
+@pytest.mark.parametrize("place", ["init", "restore"])
+def test_a_thread_does_not_overwrite_a_state_before_it_is_restored(host, place):
+    hosted = host(
+        """
+        import threading
+        from dora_state import save_state
+
+        def save(value):
+            thread = threading.Thread(target=save_state, args=("count", value))
+            thread.start()
+            thread.join()
+
+        class Operator:
+            def __init__(self):
+                self.count = 0
+                save(b"0")
+
+            def restore_state(self, state):
+                self.count = int(state["count"])
+                save(b"-1")
+                save_state("count", state["count"])
+
+            def on_event(self, event, send_output):
+                self.count += 1
+                save(b"%d" % self.count)  # at once
+                send_output("count", b"%d" % self.count)
+                return 0
+        """,
+        kill=f"before-commit@2,after-{place}@2,after-{place}@3",
+    ).start()
+    hosted.send(0, 0, 0)
+    assert hosted.wait_outputs(3) == ["1", "3", "4"]  # what a thread has saved is not undone
+    hosted.finish()
+    assert hosted.state() == {"count": b"4"}
+    assert hosted.supervisor.restarts == 3
+
+
 def test_immediate_outputs_do_not_wait_for_the_commit(host):
     hosted = host(
         """

@@ -26,6 +26,8 @@ cdef class Worker:
     cdef int _parent
     cdef object _baseline
     cdef bint _owes_holdings
+    cdef Stage _starting
+    cdef object _started
     cdef object __weakref__
 
     cdef _handle(self, Message message)

@@ -29,6 +29,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 from pathlib import Path
 from types import ModuleType
@@ -118,6 +119,8 @@ class Worker:
         self._parent = os.getppid()  # the zygote, or this process is dead
         self._baseline: frozenset[holdings.Descriptor] = frozenset()
         self._owes_holdings = False
+        self._starting = Stage()  # of __init__, then of restore_state
+        self._started = threading.Event()
 
     # The loop
 
@@ -213,6 +216,7 @@ class Worker:
         self._construct(cls, state)
         built = time.monotonic()
         self._restore(state, snapshot_id)
+        self._started.set()
         self.phase = "event"
         self._owes_holdings = True
         report = {
@@ -247,7 +251,7 @@ class Worker:
 
     def _construct(self, cls: Any, state: dict[str, bytes]) -> None:
         self.phase = "__init__"
-        stage = Stage()
+        stage = self._starting
         token = operator_api.stage.set(stage)
         try:
             killpoint.reach("init", self.incarnation)
@@ -261,6 +265,8 @@ class Worker:
             killpoint.reach("after-init", self.incarnation)
         finally:
             operator_api.stage.reset(token)
+            if state:
+                self._starting = Stage()
             saved = stage.close()
         if saved and state:
             log.warning(
@@ -284,7 +290,7 @@ class Worker:
         restore = getattr(self.operator, "restore_state", None)
         if restore is None and state:
             log.warning("there is saved state, but the operator has no restore_state")
-        stage = Stage()
+        stage = self._starting
         token = operator_api.stage.set(stage)
         try:
             killpoint.reach("restore", self.incarnation)
@@ -364,10 +370,15 @@ class Worker:
 
     def commit_now(self, key: str, data: bytes | None) -> None:
         """A save from outside a handler, or with flush: a commit of its own, the step stays where
-        it is.
+        it is. From another thread while the operator starts it is one of the start's: a state that
+        is not restored yet must not be overwritten.
         """
         if self.store is None:
             raise OperatorError("there is no saved state yet while the operator's file is imported")
+        if not self._started.is_set():
+            if self._starting.put(key, data):
+                return
+            self._started.wait()  # for the commit; where it fails, the process ends
         self._commit({key: data})
 
     # Reloading
