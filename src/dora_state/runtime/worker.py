@@ -256,9 +256,8 @@ class Worker:
         try:
             killpoint.reach("init", self.incarnation)
             self.operator = cls()
-            process.die_with_parent(
-                self._parent
-            )  # again: the kernel forgets it when rights are given up
+            # Again: the kernel forgets it when __init__ gives up rights.
+            process.die_with_parent(self._parent)
             self._fields = Fields.of(self.operator)
             if self._fields is not None and not state:
                 self._fields.save(stage.put)
