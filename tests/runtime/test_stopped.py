@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 
@@ -35,7 +36,7 @@ def in_the_loop(hosted: Hosted, function) -> None:
 
     poller, reader = hosted.supervisor._poller, hosted.supervisor._waker._reader
     poller._calls[reader.fileno()] = call
-    hosted.supervisor.wake()
+    os.write(hosted.supervisor.wakeup_fd, b"\0")  # wake() writes none to a loop that is awake
     assert done.wait(PATIENCE_S)
 
 
