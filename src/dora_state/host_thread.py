@@ -52,17 +52,29 @@ class HostThread:
         self._supervisor = self.traffic.supervisor
         self.started: Future[None] = Future()
         self.ended: Future[None] = Future()
+        self._begin_lock = threading.Lock()
+        self._is_begun = False  # or never will be
         self._thread = threading.Thread(target=self._run, name="dora-state-host", daemon=True)
 
     # From any thread
 
     def begin(self) -> None:
         """Start the thread; `started` tells when the operator is ready, or degraded."""
+        if not self._take_turn():
+            raise OperatorError("an OperatorHost starts once; make a new one")
         try:
             self._thread.start()
-        except RuntimeError:
-            raise OperatorError("an OperatorHost starts once; make a new one") from None
+        except BaseException:  # no thread can be had
+            self._free()
+            self.ended.set_result(None)
+            raise
         self.traffic.begin()
+
+    def _take_turn(self) -> bool:
+        """True, once: for who starts it, or ends it unstarted."""
+        with self._begin_lock:
+            was_begun, self._is_begun = self._is_begun, True
+        return not was_begun
 
     def close_input(self) -> None:
         """No more events will come; one that is degraded ends at once, as nobody is there to handle any."""
@@ -74,9 +86,11 @@ class HostThread:
         self._supervisor.request_stop(clean=False)
 
     def wait_ended(self) -> None:
-        """Who was never started has ended already."""
-        if self._thread.ident is not None:
-            self.ended.result()
+        """Who was never started ends by this, and never will be."""
+        if self._take_turn():
+            self._free()
+            self.ended.set_result(None)
+        self.ended.result()
 
     @property
     def status(self) -> dict[str, Any]:
@@ -142,6 +156,12 @@ class HostThread:
     def _end(self) -> None:
         self._put_status({**self.status, "state": State.ENDED.value})
         self.traffic.end()
+        self._free()
+
+    def _free(self) -> None:
+        """Close every descriptor now: nothing waits for a garbage collection."""
+        self._supervisor.close()
+        self._supervisor.close_waker()
 
     def _take_status(self, status: dict[str, Any]) -> None:
         self._publisher.put(status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import json
@@ -509,6 +510,66 @@ def test_a_host_that_was_not_started_says_so_instead_of_waiting(operator, tmp_pa
     make(operator, tmp_path).stop()
     with make(operator, tmp_path) as host:
         assert texts(host.send("in", b"0")) == ledger(1)
+
+
+def test_an_ended_host_has_closed_all_its_descriptors(operator, tmp_path):
+    """Without a garbage collection, and however it has ended."""
+
+    def descriptors() -> set[str]:
+        return {each for fd in os.listdir("/proc/self/fd") if (each := name_of(fd))}
+
+    def name_of(fd: str) -> str:
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            return f"{fd} {os.readlink(f'/proc/self/fd/{fd}')}"
+        return ""
+
+    def is_used() -> None:
+        with make(operator, tmp_path) as host:
+            host.send("in", b"0")
+            kill(host.status["worker_pid"])
+            host.send_event({"type": "PARAM_UPDATE", "value": b"x" * (1 << 20)})
+        assert host.outcome.clean
+        host.close()
+        hosts.append(host)
+
+    def is_stopped() -> None:
+        hosts.append(make(operator, tmp_path).start())
+        hosts[-1].stop()
+
+    def fails() -> None:
+        hosts.append(make(tmp_path / "none.py", tmp_path))
+        with pytest.raises(OperatorError, match="is not a file"):
+            hosts[-1].start()
+
+    def never_starts() -> None:
+        hosts.append(make(operator, tmp_path))
+        hosts[-1].close()
+        with pytest.raises(OperatorError, match="starts once"):
+            hosts[-1].start()
+
+    def is_awaited() -> None:
+        async def main() -> None:
+            async with make(operator, tmp_path) as host:
+                await host.send("in", b"2")
+
+        asyncio.run(main())
+
+    hosts: list[OperatorHost] = []
+    gc.collect()
+    gc.disable()
+    try:
+        is_used()  # what is opened once for the process
+        before = descriptors()
+        for way in (is_used, is_stopped, fails, never_starts, is_awaited, is_used):
+            way()
+            assert descriptors() == before, way.__name__
+        for host in hosts:  # nor may they use what is somebody else's by now
+            host.stop()
+            with pytest.raises(OperatorError):
+                host.submit("in", b"3")
+        assert descriptors() == before
+    finally:
+        gc.enable()
 
 
 def test_hosts_of_one_process_share_a_store(tmp_path):

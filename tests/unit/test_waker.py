@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from dora_state.runtime.poller import READ, Poller
 from dora_state.runtime.waker import Waker
 
@@ -36,3 +38,22 @@ def test_a_wake_is_not_slept_over() -> None:
         waker.turn(lambda: 3600.0)  # looks, and does not wait
     finally:
         poller.close()
+
+
+def test_one_that_is_closed_cannot_be_woken_and_closes_nothing_twice() -> None:
+    poller = Poller()
+    waker = Waker(poller)
+
+    def close() -> None:
+        waker.close()
+        waker.wake()  # as from a thread that took it for asleep
+
+    poller.register(reader := os.eventfd(0), READ, close)
+    os.eventfd_write(reader, 1)
+    waker.turn(lambda: 3600.0)
+    poller.close()
+    os.close(reader)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(waker.fileno())
+    waker.wake()
+    waker.close()

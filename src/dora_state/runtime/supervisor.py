@@ -208,7 +208,7 @@ class Supervisor:
             raise
 
     def close(self) -> None:
-        """Kill what is left and free everything. Does nothing the second time."""
+        """Kill what is left and free everything but `wakeup_fd`. Does nothing the second time."""
         machine = self._machine
         machine.fail()
         if machine.keeper is not None:
@@ -227,6 +227,10 @@ class Supervisor:
             machine.store = None
         self._poller.close()
         self._memory.close()
+
+    def close_waker(self) -> None:
+        """Free the rest, after `close` and when no signal can be on its way to `wakeup_fd`."""
+        self._waker.close()
 
     def _turn(self) -> None:
         self._waker.turn(self._machine.timeout)

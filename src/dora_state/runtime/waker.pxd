@@ -13,6 +13,8 @@ cdef class Waker:
     cdef bint _has_looked
     cdef readonly object _reader
     cdef object _writer
+    cdef object _lock
+    cdef bint _is_closed
 
     cpdef wake(self)
     cpdef turn(self, object timeout)

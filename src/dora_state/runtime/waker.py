@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable
 
 from dora_state.runtime.poller import READ, Poller
@@ -24,20 +25,27 @@ class Waker:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
+        self._lock = threading.RLock()  # a signal handler may interrupt `wake`, and call it
+        self._is_closed = False
         poller.register(self._reader, READ, self._on_wake)
 
+    def close(self) -> None:
+        """Nothing wakes it any more. The lock keeps the number of a closed descriptor from one who is in `wake`."""
+        with self._lock:
+            self._is_closed = True
+            self._reader.close()
+            self._writer.close()
+
     def __del__(self) -> None:
-        # Not at the loop's end: another thread may be in wake(), and would then write to whatever
-        # gets the number next.
-        self._reader.close()
-        self._writer.close()
+        self.close()
 
     def wake(self) -> None:
         self._woken = True
         if not self._sleeps:
             return  # it looks before it sleeps
-        with contextlib.suppress(BlockingIOError):  # it is awake already
-            self._writer.send(b"\0")
+        with self._lock, contextlib.suppress(BlockingIOError):  # it is awake already
+            if not self._is_closed:
+                self._writer.send(b"\0")
 
     def fileno(self) -> int:
         """What is written here wakes the loop too."""
