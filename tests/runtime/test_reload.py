@@ -8,7 +8,7 @@ import textwrap
 import threading
 
 import pytest
-from hosting import LEDGER, Hosted, kill, wait_gone
+from hosting import LEDGER, Hosted, kill, wait_file, wait_gone
 
 from dora_state.runtime import control
 from dora_state.runtime.policy import RestartPolicy
@@ -265,6 +265,107 @@ def test_an_operator_that_dies_in_a_reload_is_restarted_with_the_new_code(host):
     assert wait_gone(pid)
     hosted.send(1)
     assert hosted.wait_outputs(2)[1] == "new 1 2 1"
+
+
+HANG = "threading.Event().wait()"
+HANGS = {
+    "its import": ("class Operator", f"{HANG}\n    class Operator"),
+    "__init__": ("def on_event", f"def __init__(self): {HANG}\n\n        def on_event"),
+    "migrate_state": (
+        "def on_event",
+        f"state_version = 2\n\n        def migrate_state(self, state, version): {HANG}\n\n        def on_event",
+    ),
+}
+
+
+@pytest.mark.parametrize(("place", "hang"), HANGS.values(), ids=HANGS.keys())
+def test_a_reload_that_hangs_is_interrupted_if_hangs_are_killed(host, caplog, place, hang):
+    """The old object goes on in its process, and who asked is told where the new code was."""
+    source = TYPED.replace("from dora_state", "import threading\n    from dora_state")
+    source = source.replace(
+        "self.count += 1", "self.count += 1; self.plain = self.__dict__.get('plain', 0) + 1"
+    )
+    source = source.replace("repr(self.seen)", "repr([self.seen, self.plain])")
+    policy = RestartPolicy(start_deadline=1.0, kill_hung=["start"])
+    hosted = host(source, policy=policy).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    pid = hosted.wait_running()["worker_pid"]
+    write(hosted, source.replace('b"old"', 'b"new"').replace(place, hang))
+    failure = reload(hosted)["failure"]
+    assert "HungError: it was interrupted, as its start_deadline had passed" in failure["error"]
+    assert "op.py" in failure["traceback"]
+    assert "threading.py" in failure["traceback"]
+    hosted.send(1)
+    assert hosted.wait_outputs(2)[1] == "old 2 [{0: 1, 1: 2}, 2]"
+    assert hosted.wait_running()["worker_pid"] == pid
+    write(hosted, source.replace('b"old"', 'b"new"'))
+    assert reload(hosted) == {"reloaded": True}
+    hosted.send(2)
+    assert hosted.wait_outputs(3)[2] == "new 3 [{1: 2, 2: 3}, 3]"
+    assert hosted.finish().clean
+    assert hosted.supervisor.restarts == 0
+    assert hosted.statuses[-1]["hangs"] == 1
+    assert "the operator has been in its reload for 1" in caplog.text
+    assert "that is interrupted, and the old object goes on" in caplog.text
+
+
+def test_a_reload_that_does_not_take_the_interrupt_is_killed(host, capfd):
+    """With its stacks in the log; the successor starts with the new code and the saved state."""
+    policy = RestartPolicy(start_deadline=0.5, kill_hung=["start"])
+    hosted = host(policy=policy).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    pid = hosted.wait_running()["worker_pid"]
+    write(
+        hosted,
+        f"""
+import os, threading
+while os.getpid() == {pid}:
+    try:
+        threading.Event().wait()
+    except BaseException:
+        pass
+"""
+        + textwrap.dedent(NEW),
+    )
+    assert reload(hosted) == {"died": "hang in reload"}
+    hosted.send(1)
+    assert hosted.wait_outputs(2)[1] == "new 1 2 1"
+    hosted.finish()
+    assert "hang in reload" in str([each["last_crash"] for each in hosted.statuses])
+    errors = capfd.readouterr().err
+    assert "Fatal Python error: Aborted" in errors
+    assert "op.py" in errors
+
+
+def test_by_default_a_reload_that_hangs_is_only_told(host, tmp_path, caplog):
+    """As such, and not as a hang of the event that waits behind it."""
+    policy = RestartPolicy(start_deadline=1.0, event_deadline=0.5)
+    hosted = host(policy=policy).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    go = tmp_path / "go"
+    write(
+        hosted,
+        f"import os, time\nprint('begun', file=open({str(tmp_path / 'begun')!r}, 'w'))\n"
+        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\n" + textwrap.dedent(NEW),
+    )
+    answers: list[dict[str, object]] = []
+    thread = threading.Thread(target=lambda: answers.append(reload(hosted)))
+    thread.start()
+    wait_file(tmp_path / "begun")
+    hosted.send(1)
+    hosted.wait(lambda: hosted.statuses[-1]["hangs"] == 1)
+    go.touch()
+    thread.join()
+    assert answers == [{"reloaded": True}]
+    assert hosted.wait_outputs(2)[1] == "new 1 2 1"
+    assert hosted.finish().clean
+    assert hosted.supervisor.restarts == 0
+    told = [r.dora_state for r in caplog.records if "hang" in getattr(r, "dora_state", {})]
+    assert (told[0]["hang"], told[0]["killed"]) == ("reload", False)
+    assert "interrupted" not in caplog.text
 
 
 def test_nobody_listens_for_a_host_that_has_ended(host):

@@ -54,6 +54,7 @@ CONFLICT = (
 )
 RESTORING = 25  # __init__ is done, there is state to restore
 RELOADED = 26  # or not, and why
+RELOADING = 28  # the new code is about to run
 HOLDS = 27  # what a successor must not open at the same time
 # both
 TYPE = 32  # an Arrow type: what a number in later values means
@@ -64,7 +65,7 @@ SHARED = (
 
 _KINDS = frozenset(
     {OPEN, START, EVENT, STOP, RELOAD, MEMORY, IMPORTED, READY, OUTPUT, DONE, FAILED}
-    | {RECOVERED, CONFLICT, RESTORING, RELOADED, HOLDS, TYPE, RETURNED}
+    | {RECOVERED, CONFLICT, RESTORING, RELOADING, RELOADED, HOLDS, TYPE, RETURNED}
 )
 _HEADER = struct.Struct("<BBHIQ")
 _HEADER_BYTES = _HEADER.size

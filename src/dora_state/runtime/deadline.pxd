@@ -16,6 +16,7 @@ cdef class Deadline:
     cdef object _workers
     cdef Worker _worker
     cdef str _phase
+    cdef bint _interrupted
     cdef bint _aborted
     cdef double _began
     cdef readonly object due

@@ -253,7 +253,10 @@ class Machine:
         elif message.kind == channel.RESTORING:
             each.is_restoring = True
             self.hang.begin(each, "restore")
+        elif message.kind == channel.RELOADING:
+            self.hang.begin(each, "reload")
         elif message.kind == channel.RELOADED:
+            self._expect_event(each)
             self.requests.reloaded(message.document)
         elif message.kind == channel.RECOVERED:
             assert self.store is not None
@@ -274,15 +277,18 @@ class Machine:
             )
         if self.keeper is not None:
             self.keeper.begin()
-        if self.delivery.event is not None:
-            self.hang.begin(each, "event")
-        else:
-            self.hang.end()
+        self._expect_event(each)
         if self.state is State.STARTING:
             self.state = State.RUNNING  # (1)
             self.publish()
         if self.delivery.event is None:
             self._restarts.finish(each)
+
+    def _expect_event(self, each: Worker) -> None:
+        """It is through with something else; an event that it was given meanwhile begins now."""
+        self.hang.end()
+        if self.delivery.event is not None:
+            self.hang.begin(each, "event")
 
     def _conclude(self, by: Worker, commit: step.Step | None) -> None:
         """What was read from the record, after a death or a recovery."""

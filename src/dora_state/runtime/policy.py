@@ -53,8 +53,8 @@ class RestartPolicy:
         max_event_attempts: how often an event is tried before it goes to the dead letters; 0: for ever.
         max_restore_attempts: how often a state is tried before the snapshot before it is; 0: for ever.
         start_deadline, restore_deadline, event_deadline: after this time in `__init__`, `restore_state` or
-            `on_event` without an output it counts as hung, which is logged; 0: never.
-        kill_hung: for which of "start", "restore" and "event" it is then also killed.
+            `on_event` without an output it counts as hung, which is logged; 0: never. A reload has that of a start.
+        kill_hung: for which of "start", "restore" and "event" it is then also killed. A reload is interrupted first.
     """
 
     restart_policy: str = "on-failure"

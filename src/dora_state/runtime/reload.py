@@ -2,15 +2,39 @@
 
 As dora's own runtime does it: the file is executed again, `Operator()` is called, and its `__dict__`
 is replaced by that of the old object. Other than there the new code gets a module of its own, so that
-code that fails half-way leaves nothing changed under the old object, which then stays.
+code that fails half-way leaves nothing changed under the old object, which then stays. Code that hangs is made
+to fail, if that is asked for: the host interrupts it (deadline.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
+
+# Ignored by default, so one that comes when the reload is just through changes nothing.
+INTERRUPT = signal.SIGURG
+
+
+class HungError(BaseException):
+    """The new code took too long. No Exception: what it tries again for ever must not catch it."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """INTERRUPT raises HungError in here, wherever the main thread is, unless that is in C and does not return."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise HungError("it was interrupted, as its start_deadline had passed")
+
+    before = signal.signal(INTERRUPT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(INTERRUPT, before or signal.SIG_DFL)  # None: of one that was set in C
 
 
 def replace(
@@ -30,10 +54,11 @@ def replace(
     carried = old.__dict__  # the same dict, as threads of the old object go on with it
     before = dict(carried)
     try:
-        new_module = load(name)
-        new = getattr(new_module, class_name)()
-        new.__dict__ = carried
-        accept(new)
+        with interruptible():
+            new_module = load(name)
+            new = getattr(new_module, class_name)()
+            new.__dict__ = carried
+            accept(new)
     except BaseException:
         sys.modules[name] = module
         carried.clear()

@@ -7,7 +7,8 @@
             when the first event is handled            -> HOLDS
     EVENT   on_event; every output                     -> OUTPUT
             one commit of the saves and the step       -> DONE
-    RELOAD  an operator of the new code, if that works  -> RELOADED
+    RELOAD  the new code is about to run               -> RELOADING
+            an operator of it, if that works           -> RELOADED
     STOP    drop the operator, close the store, exit 0
     an exception anywhere                              -> FAILED, exit 70
 
@@ -385,6 +386,8 @@ class Worker:
     def _reload(self) -> None:
         """Between two events. What the new `__init__` saves or fails with changes nothing."""
         assert self._module is not None
+        self.host.send(channel.RELOADING, channel.pack(None))
+        fields = self._fields
         stage = Stage()
         token = operator_api.stage.set(stage)
         failure = None
@@ -398,6 +401,7 @@ class Worker:
             )
             self._use(module)
         except BaseException as error:
+            self._fields = fields
             failure = last_words.describe(error)
         finally:
             operator_api.stage.reset(token)
