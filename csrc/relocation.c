@@ -24,15 +24,22 @@ static ds_status doom_blob(struct ds_pass *pass, const struct ds_record *record)
     return DS_OK;
 }
 
-/* Does the index name this very record? Without the lock, "no" is final and "yes" is to be asked again. */
+static bool share_blob(const struct ds_record *record, const struct ds_record *newer) {
+    return ds__op_is_blob(record->op) && ds__op_is_blob(newer->op) &&
+           ds__record_blob(record).id == ds__record_blob(newer).id;
+}
+
+/* Does the index name this very record? Without the lock, "no" is final and "yes" is to be asked again. If it does not, its
+ * blob goes with it, unless an earlier pass that was cut short has moved it: then the newer record names the same one. */
 static ds_status is_live(ds_store *store, const struct ds_index *index, uint64_t offset, const struct ds_record *record,
-                         struct ds_plan *plan, bool *live) {
+                         struct ds_plan *plan, bool *live, bool *doomed) {
     struct ds_found found;
     bool gone = false;
     plan->hash = ds__hash(store->hash_seed, record->keyspace, ds__record_key(record), record->key_size);
     ds_status status =
         ds__find(store, index, plan->hash, record->keyspace, ds__record_key(record), record->key_size, &found, &gone);
     *live = status == DS_OK && found.offset == offset;
+    *doomed = ds__op_is_blob(record->op) && !*live && !(status == DS_OK && share_blob(record, found.record));
     plan->slot = found.slot;
     return status == DS_MISSING ? DS_OK : status;
 }
@@ -41,17 +48,17 @@ static ds_status is_live(ds_store *store, const struct ds_index *index, uint64_t
  * afterwards; of the latter, `replaced_bytes` tells how much dies. */
 static ds_status plan_move(struct ds_pass *pass, const struct ds_index *index, uint64_t offset, struct ds_plan *plan) {
     struct ds_found found;
-    bool live = false, expired = false;
+    bool live = false, expired = false, doomed = false;
     ds_status status = ds__record_at(pass->store, offset, &found);
     if (status == DS_OK)
-        status = is_live(pass->store, index, offset, found.record, plan, &live);
+        status = is_live(pass->store, index, offset, found.record, plan, &live, &doomed);
     if (status == DS_OK && live && ds__op_expires(plan->op))
         status = ds__expired(pass->store, &found, ds__clock_now(pass->store->control), &expired);
     if (status != DS_OK)
         return status;
     plan->replaced_bytes = expired ? ds__live_size(found.record) : 0;
     plan->write = live && !expired && plan->op != DS_RECORD_TOMBSTONE;
-    return !plan->write && ds__op_is_blob(plan->op) ? doom_blob(pass, found.record) : DS_OK;
+    return doomed || (expired && ds__op_is_blob(plan->op)) ? doom_blob(pass, found.record) : DS_OK;
 }
 
 static ds_status move_batch(struct ds_pass *pass, const struct ds_index *index, uint64_t *length) {
@@ -139,14 +146,14 @@ static ds_status consider(struct ds_pass *pass, uint64_t offset, const struct ds
         return DS_OK;
     struct ds_plan plan = {.previous = offset, .length = length, .sequence = record->sequence, .op = record->op};
     struct ds_index *index;
-    bool live = false;
+    bool live = false, doomed = false;
     ds_status status = ds__index_now(pass->store, &index);
     if (status == DS_OK)
-        status = is_live(pass->store, index, offset, record, &plan, &live);
+        status = is_live(pass->store, index, offset, record, &plan, &live, &doomed);
     if (status != DS_OK)
         return status;
     if (!live)
-        return ds__op_is_blob(record->op) ? doom_blob(pass, record) : DS_OK;
+        return doomed ? doom_blob(pass, record) : DS_OK;
     if (batch->count == DS_BATCH_RECORDS || batch->bytes + length > BATCH_BYTES) {
         status = flush(pass);
         if (status != DS_OK)
@@ -199,13 +206,13 @@ static ds_status visit_records(struct ds_pass *pass, struct ds_segment *segment,
 static ds_status add_live(struct ds_pass *pass, uint64_t offset, const struct ds_record *record) {
     struct ds_plan plan;
     struct ds_index *index;
-    bool live = false;
+    bool live = false, doomed;
     ds_status status = ds__index_now(pass->store, &index);
     bool expired =
         ds__op_expires(record->op) && ds__record_expiry(record).deadline <= ds__clock_now(pass->store->control);
     pass->expired = pass->expired || expired;
     if (status == DS_OK && record->op != DS_RECORD_TOMBSTONE && record->op != DS_RECORD_START && !expired)
-        status = is_live(pass->store, index, offset, record, &plan, &live);
+        status = is_live(pass->store, index, offset, record, &plan, &live, &doomed);
     if (live) /* in the worst case, each is moved in a frame of its own */
         pass->live_bytes += sizeof(struct ds_frame) + ds__record_length(record->key_size, record->value_size);
     return status;

@@ -1051,6 +1051,15 @@ MUTANTS = [
         ("how == DS_COMPACT_DUE ? SLACK : SLACK - 1", "SLACK"),
     ),
     mutant(
+        "moved-blob-doomed",
+        "relocation.c",
+        "the next pass after one that was cut short removes large values that it has moved",
+        (
+            "!*live && !(status == DS_OK && share_blob(record, found.record));",
+            "!*live && !(status == DS_OK && share_blob(record, found.record) && false);",
+        ),
+    ),
+    mutant(
         "compaction-drops-before-the-sync",
         "compaction.c",
         "the power goes, and neither the old segments nor the moved records are there",
@@ -1759,6 +1768,7 @@ NOTICED_BY: dict[str, str] = {
     "rest-not-used": "test_keeper what_a_burst_left_goes_when_the_writers_rest",
     "rest-not-due-earlier": "test_keeper what_a_burst_left_goes_when_the_writers_rest",
     "compaction-due-two-segments-late": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
+    "moved-blob-doomed": "test_compaction i19_a_pass_that_was_cut_short_keeps_large_values",
     "compaction-drops-before-the-sync": "power_loss 4000 1",
     "compaction-drops-unread-what-is-named": "test_store compaction_changes_nothing_but_the_room",
     "compaction-forgets-the-last-batch": "test_store compaction_changes_nothing_but_the_room",

@@ -65,6 +65,7 @@ ds_status __wrap_ds__record_at(ds_store *store, uint64_t offset, struct ds_found
 
 /* A segment that cannot be opened, for the next so many calls; or once a pass has put its end on disk. */
 static unsigned unopened, after_sync;
+static bool unsynced; /* a pass ends before its sync */
 
 ds_status __real_ds__segments_at(struct ds_segments *segments, uint64_t base, struct ds_segment **out);
 ds_status __wrap_ds__segments_at(struct ds_segments *segments, uint64_t base, struct ds_segment **out);
@@ -293,6 +294,29 @@ static void i17_a_compaction_that_cannot_drop_has_compacted(const char *dir) {
     CHECK(access(first, F_OK) != 0);
 }
 
+/* What a pass has moved before it was cut short is named twice, by the old record and by the new one. */
+static void i19_a_pass_that_was_cut_short_keeps_large_values(const char *dir) {
+    ds_store *store = open_store(dir);
+    memset(generations, 0, sizeof generations);
+    CHECK_OK(ds_put(store, DS_USER, "large", 5, big, BIG, NULL));
+    for (int i = 0; i < 8; i++)
+        write_some(store, false);
+    unsynced = true;
+    CHECK_IS(ds__compact(store, true, DS_COMPACT_ALL), DS_IO);
+    unsynced = false;
+    CHECK_EQ(atomic_load(&store->control->start), 0);
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(ds_compact(store));
+        expect_bytes(store, DS_USER, "large", 5, big, BIG);
+    }
+    CHECK_EQ(blobs_in(dir), 1);
+    put(store, "large", "small now");
+    CHECK_OK(ds_compact(store));
+    CHECK_EQ(blobs_in(dir), 0);
+    CHECK_EQ(store->control->tail.blob_bytes, 0);
+    expect_all_after_a_reboot(store, dir);
+}
+
 /* The writer lock is held for one batch at a time, however large the segments are. */
 static void records_move_in_bounded_batches(const char *dir) {
     enum { MANY = 500, SIZE = 5000, MOST = 64 * 1024 + 200 };
@@ -380,6 +404,8 @@ ds_status __wrap_ds__sync_between(ds_store *store, uint64_t start, uint64_t to) 
     else if (store == waiting.store)
         while (!waiting.put_returned)
             usleep(100);
+    if (unsynced)
+        return ds__fail(DS_IO, EIO, "so the test wants it");
     ds_status status = __real_ds__sync_between(store, start, to);
     unopened += after_sync;
     after_sync = 0;
@@ -671,6 +697,7 @@ int main(int argc, char **argv) {
         TEST(i19_a_compaction_that_gets_no_lock_changes_nothing),
         TEST(i19_a_compaction_that_finds_no_index_changes_nothing),
         TEST(i19_a_compaction_that_meets_damage_changes_nothing),
+        TEST(i19_a_pass_that_was_cut_short_keeps_large_values),
         TEST(i17_a_compaction_that_cannot_drop_has_compacted),
         TEST(records_move_in_bounded_batches),
         TEST(i17_what_changes_while_it_is_to_move_stays_changed),
