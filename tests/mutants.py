@@ -1434,7 +1434,7 @@ MUTANTS = [
         "relocation.c",
         "compaction removes large values that are still there",
         (
-            "    return !plan->write && ds__op_is_blob(plan->op) ?",
+            "    return doomed || (expired && ds__op_is_blob(plan->op)) ?",
             "    return ds__op_is_blob(plan->op) ?",
         ),
     ),
