@@ -145,8 +145,7 @@ static ds_status walk_segments(const struct walk *walk, const struct ds_inventor
         }
         if (status != DS_OK)
             return status;
-        /* Torn bytes that the segment before ends with are history: recovery or repair sealed it there, and this
-         * header vouches for exactly that end. */
+        /* What the segment before has behind that end, torn or dropped, is history: this header vouches for the end. */
         end->torn = false;
         end->segment = segment;
         end->offset = segment->base + DS_SEGMENT_HEADER;

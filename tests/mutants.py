@@ -783,17 +783,6 @@ MUTANTS = [
         ("    tail->sealed = end.torn;", "    tail->sealed = 0;"),
     ),
     mutant(
-        "torn-is-the-end",
-        "log.c",
-        "what was committed behind a torn segment is lost at the next recovery",
-        (
-            "        status = walk_segment(walk, segment, limit_of(walk, files, i, segment), end);\n"
-            "        if (status != DS_OK)\n            return status;\n    }",
-            "        status = walk_segment(walk, segment, limit_of(walk, files, i, segment), end);\n"
-            "        if (status != DS_OK)\n            return status;\n        if (end->torn)\n            break;\n    }",
-        ),
-    ),
-    mutant(
         "dropped-frames-come-back",
         "log.c",
         "frames behind the end that a recovery has set are read by the next one",
@@ -1747,7 +1736,6 @@ NOTICED_BY: dict[str, str] = {
     "first-version-wins": "test_open a_store_survives_a_reboot",
     "floor-ignored": "test_damage a_missing_segment_is_reported",
     "torn-end-not-sealed": "test_repair what_recovery_dropped_does_not_come_back",
-    "torn-is-the-end": "power_loss 4000 1",
     "dropped-frames-come-back": "test_damage i9_a_commit_goes_with_its_large_value",
     "dead-bytes-not-counted": "test_damage i14_frames_of_another_history_are_not_accepted",
     "no-sequence-gap": "test_open commits_after_unclean_ends_survive_the_next",
