@@ -300,9 +300,27 @@ static ds_status first_lost(struct ds_rebuild *rebuild, uint64_t floor, uint64_t
     return DS_OK;
 }
 
+/* A start whose HEAD lies behind the end does not count: that HEAD was on its way to the disk, and nothing is gone yet of
+ * what lies before the start. */
+static ds_status earlier_start(ds_store *store, struct ds_inventory *files, struct ds_rebuild *rebuild,
+                               struct ds_log_end *end) {
+    size_t later = files->first;
+    for (files->first = 0; files->first < later; files->first++) {
+        ds__index_free(rebuild->index);
+        rebuild->index = NULL;
+        ds_status status = read_run(store, files, UINT64_MAX, rebuild, end);
+        if (status != DS_OK || may_begin(files, end))
+            return status;
+    }
+    return ds__fail(DS_CORRUPT, 0,
+                    "%s: the file of a large value is damaged; nothing was changed. Restore the directory from a copy, "
+                    "or repair the store",
+                    store->directory.path);
+}
+
 /* The log ends before the first commit whose blob is lost. What that commit had replaced is live again then, and may be
  * lost as well. */
-static ds_status end_before_lost(ds_store *store, const struct ds_inventory *files, const struct ds_floor *floor,
+static ds_status end_before_lost(ds_store *store, struct ds_inventory *files, const struct ds_floor *floor,
                                  struct ds_rebuild *rebuild, struct ds_log_end *end) {
     for (;;) {
         uint64_t lost;
@@ -312,12 +330,8 @@ static ds_status end_before_lost(ds_store *store, const struct ds_inventory *fil
         ds__index_free(rebuild->index);
         rebuild->index = NULL;
         status = read_run(store, files, lost, rebuild, end);
-        if (status == DS_OK && !may_begin(files, end)) /* a HEAD came later, and what it covers was synced */
-            status =
-                ds__fail(DS_CORRUPT, 0,
-                         "%s: the file of a large value is damaged; nothing was changed. Restore the directory from "
-                         "a copy, or repair the store",
-                         store->directory.path);
+        if (status == DS_OK && !may_begin(files, end))
+            status = earlier_start(store, files, rebuild, end);
         if (status != DS_OK)
             return status;
     }
