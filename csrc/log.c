@@ -80,11 +80,23 @@ static void note_head(const struct ds_frame *frame, struct ds_log_end *end) {
         end->head = start;
 }
 
-/* The frames of one segment, from end->offset, none beyond `limit`. Stops at the first word0 of zero, and at a bad frame with
+/* What the header of the next segment says of a segment's frames. */
+struct successor {
+    uint64_t before_end, before_sequence;
+};
+
+/* A frame behind the end that the next header tells. A recovery that ended the log there has left it behind, whole as it may
+ * be, and has let the sequences go on above all that it left. Otherwise the frame came after that header, which a writer made
+ * that died before it used it: then the header tells nothing. */
+static bool dropped(const struct successor *next, uint64_t offset, const struct ds_frame *frame) {
+    return offset >= next->before_end && frame->sequence < next->before_sequence;
+}
+
+/* The frames of one segment, from end->offset. Stops at the first word0 of zero, at a dropped frame, and at a bad one with
  * end->torn. */
-static ds_status walk_segment(const struct walk *walk, struct ds_segment *segment, uint64_t limit,
+static ds_status walk_segment(const struct walk *walk, struct ds_segment *segment, const struct successor *next,
                               struct ds_log_end *end) {
-    while (end->offset < limit && segment->end - end->offset >= sizeof(struct ds_frame)) {
+    while (end->offset < walk->end && segment->end - end->offset >= sizeof(struct ds_frame)) {
         const struct ds_frame *frame = (const struct ds_frame *)(const void *)ds__segment_at(segment, end->offset);
         if (frame->word0 == 0)
             break;
@@ -94,7 +106,7 @@ static ds_status walk_segment(const struct walk *walk, struct ds_segment *segmen
             end->torn = true;
             break;
         }
-        if (ds__frame_length(frame->word0) > limit - end->offset)
+        if (ds__frame_length(frame->word0) > walk->end - end->offset || dropped(next, end->offset, frame))
             break;
         ds_status status = walk->visit(walk->context, segment, end->offset, frame);
         if (status != DS_OK)
@@ -117,17 +129,24 @@ static bool linked(const struct ds_segment *segment, const struct ds_log_end *en
            header->before_sequence >= end->sequence; /* higher after a recovery that left the gap */
 }
 
-/* Where a segment's frames end is for the next one's header to say: what comes after may be whole, and was dropped. */
-static uint64_t limit_of(const struct walk *walk, const struct ds_inventory *files, size_t i,
-                         const struct ds_segment *segment) {
+/* The last file may be a segment that nothing was ever written to: its maker died, and others went on in the one before. */
+static bool left_over(const struct ds_segment *segment, const struct ds_log_end *end) {
+    const struct ds_segment_header *header = ds__segment_header(segment);
+    return header->base == end->segment->end && header->before_base == end->segment->base &&
+           header->before_end < end->offset && header->before_sequence <= end->sequence;
+}
+
+static struct successor successor_of(const struct walk *walk, const struct ds_inventory *files, size_t i,
+                                     const struct ds_segment *segment) {
+    struct successor none = {UINT64_MAX, 0};
     struct ds_segment *next;
-    if (walk->end <= segment->end || i + 1 == files->count) /* else it is a file that may yet be replaced */
-        return walk->end;
-    if (ds__segments_at(&walk->store->segments, files->bases[i + 1], &next) != DS_OK)
-        return walk->end;
+    if (walk->end <= segment->end || i + 1 == files->count || /* else it is a file that may yet be replaced */
+        ds__segments_at(&walk->store->segments, files->bases[i + 1], &next) != DS_OK)
+        return none;
     const struct ds_segment_header *header = ds__segment_header(next);
-    bool follows = header->base == segment->end && header->before_base == segment->base;
-    return follows && header->before_end < walk->end ? header->before_end : walk->end;
+    if (header->base != segment->end || header->before_base != segment->base)
+        return none;
+    return (struct successor){header->before_end, header->before_sequence};
 }
 
 /* Walks segment after segment. A status other than DS_OK is about the world (or a visitor), never about where the log
@@ -140,7 +159,7 @@ static ds_status walk_segments(const struct walk *walk, const struct ds_inventor
             break;
         ds_status status = ds__segments_at(&walk->store->segments, files->bases[i], &segment);
         if (status == DS_CORRUPT || status == DS_MISSING || (status == DS_OK && !linked(segment, end))) {
-            end->torn = true;
+            end->torn = end->torn || status != DS_OK || i + 1 < files->count || !left_over(segment, end);
             break;
         }
         if (status != DS_OK)
@@ -153,7 +172,8 @@ static ds_status walk_segments(const struct walk *walk, const struct ds_inventor
         if (end->sequence < ds__segment_header(segment)->before_sequence)
             end->sequence = ds__segment_header(segment)->before_sequence;
         end->segments = i + 1;
-        status = walk_segment(walk, segment, limit_of(walk, files, i, segment), end);
+        struct successor next = successor_of(walk, files, i, segment);
+        status = walk_segment(walk, segment, &next, end);
         if (status != DS_OK)
             return status;
     }

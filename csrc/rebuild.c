@@ -168,7 +168,7 @@ static ds_status judge_end(ds_store *store, const struct ds_inventory *files, co
     uint64_t dead = count_dead(end->segment, end->offset);
     end->torn = end->torn || dead > 0;
     end->dropped = dead;
-    for (size_t i = end->segments; i < files->count; i++)
+    for (size_t i = end->segments; end->torn && i < files->count; i++)
         end->dropped += DS_SEGMENT_HEADER; /* at least; what else they held cannot be told */
     return DS_OK;
 }

@@ -5,7 +5,8 @@
  *   not, the seed of all its checksums follows from its records (ds__find_seed).
  *   A frame in its place in the chain, if it is valid as for everybody else (ds__frame_valid).
  *   A frame whose predecessor is damaged, if it proves itself (ds__frame_whole).
- *   Where frames end, what the next segment's header says: dead bytes behind that are none of the log.
+ *   Where frames end, what the next segment's header says: dead bytes behind that are none of the log. Unless the log
+ *   goes on there.
  *   A HEAD, if nothing is damaged between the start that it names and itself; until its segments are on disk as a whole,
  *   the segments before them are still needed.
  * Behind a damaged place the next frame is looked for at every multiple of 8. */
@@ -282,6 +283,18 @@ static ds_status scan_frames(struct scan *scan, bool last) {
     return close_segment(scan, bad == none ? scan->at : bad, last);
 }
 
+/* Are there frames of the log behind the end that the next header tells? As in log.c: then nobody ever used that header. */
+static bool goes_on(const struct scan *scan, uint64_t before_end, uint64_t before_sequence) {
+    uint64_t base = scan->piece->base;
+    for (uint64_t at = before_end - base; scan->limit - at >= sizeof(struct ds_frame); at += 8) {
+        const struct ds_frame *frame = (const struct ds_frame *)(const void *)(scan->bytes + at);
+        if (ds__frame_whole(frame, scan->limit - at, scan->piece->seed, base + at) &&
+            frame->sequence >= before_sequence)
+            return true;
+    }
+    return false;
+}
+
 /* Where the frames of a segment end, if its successor is there to tell. */
 static void set_limit(struct scan *scan, const struct ds_piece *next) {
     uint64_t base = scan->piece->base, end = scan->piece->end;
@@ -290,7 +303,8 @@ static void set_limit(struct scan *scan, const struct ds_piece *next) {
     if (next == NULL || !next->valid || next->header.before_base != base || next->base != end)
         return;
     uint64_t before_end = next->header.before_end;
-    if (before_end >= base + DS_SEGMENT_HEADER && before_end <= end && before_end % 8 == 0) {
+    if (before_end >= base + DS_SEGMENT_HEADER && before_end <= end && before_end % 8 == 0 &&
+        !goes_on(scan, before_end, next->header.before_sequence)) {
         scan->limit = before_end - base;
         scan->vouched = true;
     }

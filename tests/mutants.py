@@ -787,8 +787,35 @@ MUTANTS = [
         "log.c",
         "frames behind the end that a recovery has set are read by the next one",
         (
-            "    return follows && header->before_end < walk->end ? header->before_end : walk->end;",
-            "    return walk->end + (follows ? 0 : 0);",
+            "    return offset >= next->before_end && frame->sequence < next->before_sequence;",
+            "    return false && next == NULL && offset == 0 && frame == NULL;",
+        ),
+    ),
+    mutant(
+        "unused-segment-ends-the-log",
+        "log.c",
+        "a writer that dies before it uses its new segment takes back what others commit before it",
+        (" && frame->sequence < next->before_sequence;", " && frame != NULL;"),
+    ),
+    mutant(
+        "moved-frames-beside-an-unused-segment",
+        "log.c",
+        "a writer that dies before it uses its new segment takes back what compaction moves before it",
+        ("frame->sequence < next->before_sequence", "frame->sequence <= next->before_sequence"),
+    ),
+    mutant(
+        "unused-segment-is-torn",
+        "log.c",
+        "what a writer left that it never used counts as lost",
+        ("header->before_end < end->offset && header", "false && header"),
+    ),
+    mutant(
+        "repair-believes-an-unused-segment",
+        "salvage.c",
+        "a repair takes back what was committed beside a segment that was never used",
+        (
+            "            frame->sequence >= before_sequence)\n            return true;",
+            "            frame->sequence >= before_sequence)\n            return false;",
         ),
     ),
     mutant(
@@ -1737,6 +1764,10 @@ NOTICED_BY: dict[str, str] = {
     "floor-ignored": "test_damage a_missing_segment_is_reported",
     "torn-end-not-sealed": "test_repair what_recovery_dropped_does_not_come_back",
     "dropped-frames-come-back": "test_damage i9_a_commit_goes_with_its_large_value",
+    "unused-segment-ends-the-log": "test_recovery i1_a_segment_that_was_never_used_ends_no_log",
+    "moved-frames-beside-an-unused-segment": "test_recovery i1_a_segment_that_was_never_used_ends_no_log",
+    "unused-segment-is-torn": "test_recovery i1_a_segment_that_was_never_used_ends_no_log",
+    "repair-believes-an-unused-segment": "test_recovery i1_a_segment_that_was_never_used_ends_no_log",
     "dead-bytes-not-counted": "test_damage i14_frames_of_another_history_are_not_accepted",
     "no-sequence-gap": "test_open commits_after_unclean_ends_survive_the_next",
     "version-ignored": "test_damage i24_a_future_format_is_refused",

@@ -615,6 +615,64 @@ static void i8_what_does_not_follow_is_not_the_logs(const char *dir) {
     }
 }
 
+/* As a writer leaves it that dies when it has made a segment and before it has used it. */
+static void leave_segment(ds_store *store) {
+    struct ds_tail *tail = &store->control->tail;
+    struct ds_segment_header header = {
+        .base = tail->segment_base + tail->segment_size,
+        .size = DS_SEGMENT_MIN,
+        .hash_seed = store->hash_seed,
+        .first_sequence = tail->sequence + 1,
+        .before_base = tail->segment_base,
+        .before_end = tail->offset,
+        .before_sequence = tail->sequence,
+        .before_crc = tail->crc,
+    };
+    memcpy(header.uuid, store->uuid, sizeof header.uuid);
+    struct ds_segment *segment;
+    CHECK_OK(ds__segment_create(&store->segments, &header, false, &segment));
+    ds__mapping_unpin(&segment->mapping);
+}
+
+static void expect_unharmed(const char *path, bool repaired, bool more) {
+    ds_store *store = open_store(path);
+    CHECK_EQ(stats_of(store).dropped_bytes, 0);
+    CHECK_EQ(store->control->tail.sealed, 0);
+    CHECK(repaired || stats_of(store).sequence < DS_SEQUENCE_GAP); /* it was closed */
+    expect_value(store, "a", "1");
+    if (more)
+        expect_value(store, "b", "2");
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
+/* Others may go on in the segment before it, if what they commit fits there; it is the log's all the same, in a recovery, in a
+ * repair, and when only a compaction has gone on there. */
+static void i1_a_segment_that_was_never_used_ends_no_log(const char *dir) {
+    for (int way = 0; way < 3; way++) {
+        char *path = check_format("%s/%d", dir, way);
+        ds_store *store = open_store(path);
+        put(store, "a", "0");
+        put(store, "a", "1");
+        while (way == 2 && store->control->tail.segment_base == 0)
+            put_each(store, 0, 1); /* what compaction moves is in another segment than the last */
+        leave_segment(store);
+        if (way < 2)
+            put(store, "b", "2");
+        else
+            CHECK_OK(ds__compact(store, true, DS_COMPACT_TIGHTLY));
+        CHECK_OK(ds_close(store));
+        image_reboot(path);
+        if (way == 1) {
+            ds_repair_report report;
+            CHECK_OK(ds_repair(path, &report));
+            CHECK_EQ(report.damages, 0);
+            CHECK_EQ(report.commits, 3);
+        }
+        expect_unharmed(path, way == 1, way < 2);
+    }
+}
+
 /* More files than the first list of them has room for, none of them a segment. */
 static void i11_many_torn_segments_are_removed(const char *dir) {
     enum { TORN = 100 };
@@ -650,6 +708,7 @@ int main(int argc, char **argv) {
         TEST(i1_a_frame_with_a_wrong_body_is_undone),
         TEST(i34_a_sequence_is_not_accepted_twice),
         TEST(i8_what_does_not_follow_is_not_the_logs),
+        TEST(i1_a_segment_that_was_never_used_ends_no_log),
         TEST(i11_many_torn_segments_are_removed),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));

@@ -322,10 +322,21 @@ def follows(segment: Segment, last: Segment) -> bool:
     )
 
 
-def drop_frames(segment: Segment, end: int) -> None:
-    """Those that go beyond the end which the next segment tells: a recovery has dropped them, whole as they may be."""
-    while segment.frames and segment.frames_end > end:
-        segment.frames.pop()
+def drop_frames(segment: Segment, successor: Segment) -> None:
+    """Those behind the end that the next segment tells, with lower sequences than it: a recovery has dropped them."""
+    for i, frame in enumerate(segment.frames):
+        if frame.offset >= successor.before_end and frame.sequence < successor.before_sequence:
+            del segment.frames[i:]
+            return
+
+
+def left_over(segment: Segment, last: Segment) -> bool:
+    """Made by a writer that died before it used it; others went on in the one before."""
+    return (
+        segment.before_base == last.base
+        and segment.before_end < last.frames_end
+        and segment.before_sequence <= last.last_sequence
+    )
 
 
 def last_run(files: dict[int, bytes]) -> list[int]:
@@ -354,9 +365,9 @@ def read_segments(directory: Path) -> tuple[list[Segment], int]:
             lost += HEADER
             break
         if segments and segment.before_base == segments[-1].base:
-            drop_frames(segments[-1], segment.before_end)
+            drop_frames(segments[-1], segment)
         if segments and not follows(segment, segments[-1]):
-            lost += HEADER
+            lost += 0 if left_over(segment, segments[-1]) else HEADER
             break
         segments.append(segment)
     check_start(segments)
