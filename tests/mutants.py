@@ -771,6 +771,15 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "start-without-its-head",
+        "rebuild.c",
+        "the log begins where a HEAD says that was lost with a large value, and what was synced before that is gone",
+        (
+            "        if (status == DS_OK && !may_begin(files, end))\n",
+            "        if (status == DS_OK && end == NULL)\n",
+        ),
+    ),
+    mutant(
         "later-start-only-if-whole",
         "rebuild.c",
         "a power loss in a compaction that tears both ends of the log takes back what was synced",
@@ -1763,6 +1772,7 @@ NOTICED_BY: dict[str, str] = {
     "first-version-wins": "test_open a_store_survives_a_reboot",
     "floor-ignored": "test_damage a_missing_segment_is_reported",
     "torn-end-not-sealed": "test_repair what_recovery_dropped_does_not_come_back",
+    "start-without-its-head": "test_recovery i9_a_start_that_is_told_behind_a_lost_value_is_none",
     "dropped-frames-come-back": "test_damage i9_a_commit_goes_with_its_large_value",
     "unused-segment-ends-the-log": "test_recovery i1_a_segment_that_was_never_used_ends_no_log",
     "moved-frames-beside-an-unused-segment": "test_recovery i1_a_segment_that_was_never_used_ends_no_log",

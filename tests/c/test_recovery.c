@@ -402,6 +402,54 @@ static void i9_the_log_ends_before_the_first_large_value_that_is_lost(const char
     expect_large(path, false);
 }
 
+static void fill_up_to(ds_store *store, uint64_t base) {
+    static unsigned key;
+    while (store->control->tail.segment_base < base)
+        put_each(store, key, key + 1), key++;
+}
+
+/* A compaction that has written where the log begins now, and has not heard yet that this is on disk. */
+static void begin_later_and_die(void *path) {
+    ds_store *store = open_store(path);
+    put(store, "synced", "1");
+    CHECK_OK(ds_sync(store));
+    fill_up_to(store, DS_SEGMENT_MIN);
+    put(store, "torn", "2");
+    uint64_t start = 2 * DS_SEGMENT_MIN;
+    fill_up_to(store, start);
+    char *big = calloc(1, BIG);
+    CHECK(big);
+    CHECK_OK(ds_put(store, DS_USER, "large", 5, big, BIG, NULL));
+    ds_change change = {.kind = DS_PUT, .keyspace = DS_RUNTIME, .key = "", .value = &start, .value_size = sizeof start};
+    struct ds_plan plan = {.length = ds__record_length(0, sizeof start), .op = DS_RECORD_START, .write = true};
+    CHECK_OK(ds__writer_enter(store));
+    CHECK_OK(ds__append(store, DS_FRAME_HEAD, &change, &plan, 1, sizeof(struct ds_frame) + plan.length, false));
+    ds__writer_leave(store);
+}
+
+/* The power goes, and takes the large value, but not where the log was to begin; what lies before that is torn, because nobody
+ * needs it any more. Without the large value the log ends before the new start is told, so it begins where it did. */
+static void i9_a_start_that_is_told_behind_a_lost_value_is_none(const char *dir) {
+    char *path = check_format("%s/store", dir), name[64];
+    check_join(check_spawn(begin_later_and_die, path));
+    image_reboot(path);
+    CHECK_EQ(find_blob(path, 0, name), 1);
+    CHECK(unlink(check_format("%s/%s", path, name)) == 0);
+    write_at(segment_file(path, DS_SEGMENT_MIN), "torn", 4, DS_SEGMENT_HEADER + 8);
+    for (int boot = 0; boot < 2; boot++) {
+        ds_store *store = open_store(path);
+        expect_value(store, "synced", "1");
+        expect_value(store, "torn", NULL);
+        expect_value(store, "large", NULL);
+        expect_value(store, "next", boot ? "3" : NULL);
+        CHECK(boot > 0 || stats_of(store).dropped_bytes > 0);
+        put(store, "next", "3");
+        CHECK_OK(ds_verify(store, NULL));
+        CHECK_OK(ds_close(store));
+        image_reboot(path);
+    }
+}
+
 /* Where the log begins later it was synced, large values and all: then one that is not there is damage. */
 static void i13_a_large_value_that_was_synced_is_not_dropped(const char *dir) {
     char *path = make_large(dir, true), name[64];
@@ -699,6 +747,7 @@ int main(int argc, char **argv) {
         TEST(i9_a_large_value_that_cannot_be_looked_at_is_not_lost),
         TEST(i9_what_was_synced_stays_where_a_large_value_is_lost),
         TEST(i9_the_log_ends_before_the_first_large_value_that_is_lost),
+        TEST(i9_a_start_that_is_told_behind_a_lost_value_is_none),
         TEST(i13_a_large_value_that_was_synced_is_not_dropped),
         TEST(an_index_that_is_lost_in_use_is_not_made_anew),
         TEST(an_index_that_is_no_file_is_made_anew),
