@@ -137,8 +137,13 @@ ds_status ds__blob_redirty(ds_store *store, const struct ds_blob_reference *refe
     return DS_OK;
 }
 
-void ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference) {
+bool ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference) {
     char name[DS_NAME_SIZE];
+    int fd;
     blob_name(reference->id, name);
+    if (ds__os_open(&store->directory, name, DS_OS_READ, &fd) == DS_MISSING)
+        return false;
+    ds__os_close(fd);
     (void)ds__os_unlink(&store->directory, name);
+    return true;
 }

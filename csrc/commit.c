@@ -92,7 +92,7 @@ static ds_status write_blobs(ds_store *store, const ds_change *changes, struct d
 static void remove_blobs(ds_store *store, const struct ds_plan *plans, size_t count) {
     for (size_t i = 0; i < count; i++)
         if (ds__op_is_blob(plans[i].op))
-            ds__blob_remove(store, &plans[i].blob);
+            (void)ds__blob_remove(store, &plans[i].blob);
 }
 
 static bool same_key(const ds_change *a, const ds_change *b) {

@@ -416,7 +416,7 @@ static ds_status sweep_blob(void *context, const char *name) {
         return DS_OK;
     struct ds_blob_reference blob = {.id = strtoull(name, NULL, 16)};
     if (sweep->count == 0 || bsearch(&blob.id, sweep->live, sweep->count, sizeof blob.id, by_number) == NULL)
-        ds__blob_remove(sweep->store, &blob);
+        (void)ds__blob_remove(sweep->store, &blob);
     return DS_OK;
 }
 

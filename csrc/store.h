@@ -241,7 +241,8 @@ ds_status ds__blob_link(ds_store *store, const struct ds_directory *from, const 
 ds_status ds__blob_sync(ds_store *store, const struct ds_blob_reference *reference);
 /* Makes its pages dirty, and changes no byte. */
 ds_status ds__blob_redirty(ds_store *store, const struct ds_blob_reference *reference);
-void ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference);
+/* False: it was not there any more. */
+bool ds__blob_remove(ds_store *store, const struct ds_blob_reference *reference);
 
 /* spare.c -------------------------------------------------------------------------------------------------------- */
 

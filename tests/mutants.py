@@ -1076,6 +1076,15 @@ MUTANTS = [
         ("how == DS_COMPACT_DUE ? SLACK : SLACK - 1", "SLACK"),
     ),
     mutant(
+        "blob-counted-off-twice",
+        "compaction.c",
+        "what large values take is counted too low after a pass that was cut short, and compaction comes late",
+        (
+            "        if (ds__blob_remove(store, &pass->blobs[i]))\n            bytes",
+            "        (void)ds__blob_remove(store, &pass->blobs[i]);\n            bytes",
+        ),
+    ),
+    mutant(
         "moved-blob-doomed",
         "relocation.c",
         "the next pass after one that was cut short removes large values that it has moved",
@@ -1797,6 +1806,7 @@ NOTICED_BY: dict[str, str] = {
     "rest-not-used": "test_keeper what_a_burst_left_goes_when_the_writers_rest",
     "rest-not-due-earlier": "test_keeper what_a_burst_left_goes_when_the_writers_rest",
     "compaction-due-two-segments-late": "test_space overwriting_takes_twice_the_live_data_and_four_segments",
+    "blob-counted-off-twice": "test_compaction a_large_value_is_counted_off_once",
     "moved-blob-doomed": "test_compaction i19_a_pass_that_was_cut_short_keeps_large_values",
     "compaction-drops-before-the-sync": "power_loss 4000 1",
     "compaction-drops-unread-what-is-named": "test_store compaction_changes_nothing_but_the_room",

@@ -318,6 +318,26 @@ static void i19_a_pass_that_was_cut_short_keeps_large_values(const char *dir) {
     expect_all_after_a_reboot(store, dir);
 }
 
+/* The same, and what it has moved is overwritten then: both records are dead, and name one file. */
+static void a_large_value_is_counted_off_once(const char *dir) {
+    ds_store *store = open_store(dir);
+    memset(generations, 0, sizeof generations);
+    CHECK_OK(ds_put(store, DS_USER, "large", 5, big, BIG, NULL));
+    CHECK_OK(ds_put(store, DS_RUNTIME, "kept", 4, big, BIG, NULL));
+    for (int i = 0; i < 8; i++)
+        write_some(store, false);
+    unsynced = true;
+    CHECK_IS(ds__compact(store, true, DS_COMPACT_ALL), DS_IO);
+    unsynced = false;
+    put(store, "large", "small now");
+    CHECK_OK(ds_compact(store));
+    CHECK_EQ(blobs_in(dir), 1);
+    CHECK_EQ(store->control->tail.blob_bytes, BIG);
+    expect_bytes(store, DS_RUNTIME, "kept", 4, big, BIG);
+    CHECK_OK(ds_compact(store));
+    expect_all_after_a_reboot(store, dir);
+}
+
 /* The writer lock is held for one batch at a time, however large the segments are. */
 static void records_move_in_bounded_batches(const char *dir) {
     enum { MANY = 500, SIZE = 5000, MOST = 64 * 1024 + 200 };
@@ -699,6 +719,7 @@ int main(int argc, char **argv) {
         TEST(i19_a_compaction_that_finds_no_index_changes_nothing),
         TEST(i19_a_compaction_that_meets_damage_changes_nothing),
         TEST(i19_a_pass_that_was_cut_short_keeps_large_values),
+        TEST(a_large_value_is_counted_off_once),
         TEST(i17_a_compaction_that_cannot_drop_has_compacted),
         TEST(records_move_in_bounded_batches),
         TEST(i17_what_changes_while_it_is_to_move_stays_changed),
