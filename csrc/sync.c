@@ -183,13 +183,12 @@ static ds_status sync_segments(ds_store *store, uint64_t from, uint64_t to) {
 /* After the death of a syncing process: whatever its sync came to, the next one writes every page of the range again. */
 static ds_status redirty(ds_store *store, uint64_t from, uint64_t to) {
     ds_status status = DS_OK;
-    for (uint64_t at = from; status == DS_OK && at < to; at += 4096) {
+    for (uint64_t at = from & ~UINT64_C(4095); status == DS_OK && at < to; at += 4096) {
         struct ds_segment *segment;
         status = ds__segment_of(store, at, &segment);
         if (status ==
             DS_OK) /* adds nothing to a word that others only read: the page is dirty, its bytes are the same */
-            atomic_fetch_or_explicit((_Atomic uint64_t *)(void *)ds__segment_at(segment, at & ~UINT64_C(7)), 0,
-                                     memory_order_relaxed);
+            atomic_fetch_or_explicit((_Atomic uint64_t *)(void *)ds__segment_at(segment, at), 0, memory_order_relaxed);
     }
     return status == DS_OK ? visit_blobs(store, from, to, ds__blob_redirty) : status;
 }

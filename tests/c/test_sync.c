@@ -151,6 +151,31 @@ static void i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again(const cha
     CHECK_OK(ds_close(store));
 }
 
+/* Of a store that has begun in one page and goes on to the beginning of a later one, the last page counts, too. */
+static void sync_without_writing_the_last_page(ds_store *store) {
+    struct ds_segment *segment;
+    uint64_t last = (store->control->tail.offset - 1) & ~UINT64_C(4095);
+    CHECK_OK(ds__segments_at(&store->segments, store->control->tail.segment_base, &segment));
+    signal(SIGSEGV, on_a_fault);
+    CHECK(mprotect(ds__segment_at(segment, last), 4096, PROT_READ) == 0);
+    CHECK_OK(ds_sync(store));
+}
+
+static void i10_after_a_death_in_a_sync_the_last_page_is_made_dirty_again(const char *dir) {
+    char value[3000] = {0};
+    ds_store *store = open_store(dir);
+    CHECK_OK(ds_put(store, DS_USER, "key", 3, value, sizeof value, NULL));
+    CHECK_OK(ds_sync(store));
+    uint64_t from = store->control->tail.offset;
+    CHECK_OK(ds_put(store, DS_USER, "key", 3, value, 2000, NULL));
+    uint64_t to = store->control->tail.offset;
+    CHECK(from / 4096 < to / 4096 && to % 4096 < from % 4096);
+    CHECK_EQ(end_of(dir, die_in_a_sync), 9);
+    CHECK_EQ(end_of(dir, sync_without_writing_the_last_page), 9);
+    CHECK_OK(ds_sync(store));
+    CHECK_OK(ds_close(store));
+}
+
 static bool blob_written;
 
 ds_status __real_ds__os_map(const struct ds_directory *directory, const char *name, int fd, uint64_t size,
@@ -313,6 +338,7 @@ int main(int argc, char **argv) {
                                        TEST(i19_after_a_failed_sync_no_compaction_writes),
                                        TEST(a_sync_without_descriptors_can_be_tried_again),
                                        TEST(i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again),
+                                       TEST(i10_after_a_death_in_a_sync_the_last_page_is_made_dirty_again),
                                        TEST(i10_after_a_death_in_a_sync_large_values_are_made_dirty_again),
                                        TEST(i7_in_group_mode_a_sync_follows_by_itself),
                                        TEST(i7_an_opener_that_promises_syncs_what_the_dead_left),
