@@ -209,51 +209,66 @@ static bool may_begin(const struct ds_inventory *files, const struct ds_log_end 
     return end->segment != NULL && (base == 0 || end->head >= base);
 }
 
-/* Looks for the start of the log among the segments `first` to `last`, which follow each other. Where reading from one
- * stops before the last segment, a later one is tried: a compaction syncs only what follows its new start, so after a
- * power loss the segments before that, which were about to go, may be torn. A later start counts only with a HEAD that
- * vouches for it; if none has one, it is the log's end that is torn. */
-static ds_status pick_start_in(ds_store *store, struct ds_inventory *files, size_t first, size_t last,
+/* Looks for the start of the log among the segments `first` to `last`, which follow each other, as if the log ended at `limit`.
+ * Where reading from one stops before the last segment, a later one is tried: a compaction syncs only what follows its new
+ * start, so after a power loss the segments before that, which were about to go, may be torn, and those before an earlier start
+ * may still be there. A later start counts only with a HEAD that vouches for it, and then more than any before it; if
+ * none has one, it is the log's end that is torn. */
+static ds_status pick_start_in(ds_store *store, struct ds_inventory *files, size_t first, size_t last, uint64_t limit,
                                struct ds_rebuild *rebuild, struct ds_log_end *end, bool *found) {
-    bool fallback = false; /* the first may begin it, but is not read to the end */
+    size_t best = last + 1; /* the latest that may begin it, but is not read to the end */
     *found = false;
     for (size_t at = first; at <= last;) {
         files->first = at;
-        ds_status status = read_run(store, files, UINT64_MAX, rebuild, end);
+        ds_status status = read_run(store, files, limit, rebuild, end);
         if (status != DS_OK)
             return status;
-        bool whole = !end->torn || end->segments == files->count;
-        *found = may_begin(files, end) && (whole || at > first);
+        bool may = may_begin(files, end);
+        *found = may && (!end->torn || end->segments == files->count || end->segment->end > limit);
         if (*found)
             return DS_OK;
-        fallback = fallback || may_begin(files, end);
+        if (may)
+            best = at;
         at = end->segments > at ? end->segments : at + 1;
         ds__index_free(rebuild->index);
         rebuild->index = NULL;
     }
-    if (!fallback)
+    if (best > last)
         return DS_OK;
-    files->first = first;
+    files->first = best;
     *found = true;
-    return read_run(store, files, UINT64_MAX, rebuild, end);
+    return read_run(store, files, limit, rebuild, end);
+}
+
+static ds_status no_start(const ds_store *store, bool lost) {
+    const char *path = store->directory.path;
+    if (lost)
+        return ds__fail(DS_CORRUPT, 0,
+                        "%s: the file of a large value is damaged; nothing was changed. Restore the directory from a "
+                        "copy, or repair the store",
+                        path);
+    return ds__fail(DS_CORRUPT, 0,
+                    "%s: the log's first segments are missing or damaged; nothing was changed. Restore the *.log files "
+                    "from a copy",
+                    path);
 }
 
 /* The last unbroken run of segments that holds a start. What lies before it are leftovers of a compaction; what lies
- * behind it is torn. */
-static ds_status pick_start(ds_store *store, struct ds_inventory *files, struct ds_rebuild *rebuild,
+ * behind it is torn. A lost value tears no run: if there is no start without it, it was on disk before others went. */
+static ds_status pick_start(ds_store *store, struct ds_inventory *files, uint64_t limit, struct ds_rebuild *rebuild,
                             struct ds_log_end *end) {
     size_t last = files->count - 1;
+    bool lost = limit != UINT64_MAX;
+    while (files->bases[last] > limit)
+        last--;
     for (;;) {
         size_t first = run_before(store, files, last);
         bool found;
-        ds_status status = pick_start_in(store, files, first, last, rebuild, end, &found);
+        ds_status status = pick_start_in(store, files, first, last, limit, rebuild, end, &found);
         if (status != DS_OK || found)
             return status;
-        if (first == 0)
-            return ds__fail(DS_CORRUPT, 0,
-                            "%s: the log's first segments are missing or damaged; nothing was changed. Restore the "
-                            "*.log files from a copy",
-                            store->directory.path);
+        if (first == 0 || lost)
+            return no_start(store, lost);
         last = first - 1;
     }
 }
@@ -300,40 +315,19 @@ static ds_status first_lost(struct ds_rebuild *rebuild, uint64_t floor, uint64_t
     return DS_OK;
 }
 
-/* A start whose HEAD lies behind the end does not count: that HEAD was on its way to the disk, and nothing is gone yet of
- * what lies before the start. */
-static ds_status earlier_start(ds_store *store, struct ds_inventory *files, struct ds_rebuild *rebuild,
-                               struct ds_log_end *end) {
-    size_t later = files->first;
-    for (files->first = 0; files->first < later; files->first++) {
-        ds__index_free(rebuild->index);
-        rebuild->index = NULL;
-        ds_status status = read_run(store, files, UINT64_MAX, rebuild, end);
-        if (status != DS_OK || may_begin(files, end))
-            return status;
-    }
-    return ds__fail(DS_CORRUPT, 0,
-                    "%s: the file of a large value is damaged; nothing was changed. Restore the directory from a copy, "
-                    "or repair the store",
-                    store->directory.path);
-}
-
 /* The log ends before the first commit whose blob is lost. What that commit had replaced is live again then, and may be
- * lost as well. */
-static ds_status end_before_lost(ds_store *store, struct ds_inventory *files, const struct ds_floor *floor,
-                                 struct ds_rebuild *rebuild, struct ds_log_end *end) {
-    for (;;) {
-        uint64_t lost;
-        ds_status status = first_lost(rebuild, floor->offset, &lost);
+ * lost as well. A start whose HEAD lies behind that end does not count: that HEAD was on its way to the disk, and nothing is gone
+ * yet of what lies before the start. */
+static ds_status read_log(ds_store *store, struct ds_inventory *files, const struct ds_floor *floor,
+                          struct ds_rebuild *rebuild, struct ds_log_end *end) {
+    for (uint64_t limit = UINT64_MAX, lost;; limit = lost) {
+        ds_status status = pick_start(store, files, limit, rebuild, end);
+        if (status == DS_OK)
+            status = first_lost(rebuild, floor->offset, &lost);
         if (status != DS_OK || lost == UINT64_MAX)
             return status;
         ds__index_free(rebuild->index);
         rebuild->index = NULL;
-        status = read_run(store, files, lost, rebuild, end);
-        if (status == DS_OK && !may_begin(files, end))
-            status = earlier_start(store, files, rebuild, end);
-        if (status != DS_OK)
-            return status;
     }
 }
 
@@ -343,9 +337,7 @@ ds_status ds__rebuild(ds_store *store, struct ds_inventory *files, struct ds_reb
     memset(out, 0, sizeof *out);
     ds_status status = ds__floor_read(&store->directory, store->uuid, &floor);
     if (status == DS_OK)
-        status = pick_start(store, files, out, &end);
-    if (status == DS_OK)
-        status = end_before_lost(store, files, &floor, out, &end);
+        status = read_log(store, files, &floor, out, &end);
     if (status == DS_OK)
         status = judge_end(store, files, &floor, &end);
     if (status != DS_OK) {

@@ -775,15 +775,24 @@ MUTANTS = [
         "rebuild.c",
         "the log begins where a HEAD says that was lost with a large value, and what was synced before that is gone",
         (
-            "        if (status == DS_OK && !may_begin(files, end))\n",
-            "        if (status == DS_OK && end == NULL)\n",
+            "        bool may = may_begin(files, end);\n",
+            "        bool may = limit != UINT64_MAX || may_begin(files, end);\n",
         ),
     ),
     mutant(
         "later-start-only-if-whole",
         "rebuild.c",
         "a power loss in a compaction that tears both ends of the log takes back what was synced",
-        ("(whole || at > first);", "whole;"),
+        ("    files->first = best;\n", "    files->first = first;\n"),
+    ),
+    mutant(
+        "first-start-with-a-head",
+        "rebuild.c",
+        "a start that a killed compaction has told hides the next one's behind torn segments, and what was synced since is gone",
+        (
+            "        if (may)\n            best = at;\n",
+            "        if (may && best > last)\n            best = at;\n",
+        ),
     ),
     mutant(
         "torn-end-not-sealed",
@@ -1509,6 +1518,12 @@ MUTANTS = [
         ),
     ),
     mutant(
+        "no-redirty-of-the-last-page",
+        "sync.c",
+        "the last page of such a sync passes for written",
+        ("at = from & ~UINT64_C(4095);", "at = from & ~UINT64_C(7);"),
+    ),
+    mutant(
         "no-redirty",
         "sync.c",
         "pages whose sync a dying process was told had failed pass for written",
@@ -1677,6 +1692,8 @@ NOTICED_BY: dict[str, str] = {
     "no-redirty-of-blobs": "test_sync i10_after_a_death_in_a_sync_large_values_are_made_dirty_again",
     "lost-blob-accepted": "test_damage i9_a_commit_goes_with_its_large_value",
     "lost-blob-unhashed": "test_damage i9_a_commit_goes_with_its_large_value",
+    "no-redirty-of-the-last-page": "test_sync i10_after_a_death_in_a_sync_the_last_page_is_made_dirty_again",
+    "first-start-with-a-head": "test_recovery i7_the_last_start_that_was_synced_counts",
     "no-redirty": "test_sync i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again",
     "publish-floor-not-durable": "power_loss 4000 1",
     "floor-always-slot-0": "test_damage i13_a_torn_floor_leaves_the_one_before",

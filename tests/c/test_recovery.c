@@ -408,6 +408,15 @@ static void fill_up_to(ds_store *store, uint64_t base) {
         put_each(store, key, key + 1), key++;
 }
 
+/* As a compaction says where the log begins now. */
+static void tell_start(ds_store *store, uint64_t start) {
+    ds_change change = {.kind = DS_PUT, .keyspace = DS_RUNTIME, .key = "", .value = &start, .value_size = sizeof start};
+    struct ds_plan plan = {.length = ds__record_length(0, sizeof start), .op = DS_RECORD_START, .write = true};
+    CHECK_OK(ds__writer_enter(store));
+    CHECK_OK(ds__append(store, DS_FRAME_HEAD, &change, &plan, 1, sizeof(struct ds_frame) + plan.length, false));
+    ds__writer_leave(store);
+}
+
 /* A compaction that has written where the log begins now, and has not heard yet that this is on disk. */
 static void begin_later_and_die(void *path) {
     ds_store *store = open_store(path);
@@ -420,11 +429,7 @@ static void begin_later_and_die(void *path) {
     char *big = calloc(1, BIG);
     CHECK(big);
     CHECK_OK(ds_put(store, DS_USER, "large", 5, big, BIG, NULL));
-    ds_change change = {.kind = DS_PUT, .keyspace = DS_RUNTIME, .key = "", .value = &start, .value_size = sizeof start};
-    struct ds_plan plan = {.length = ds__record_length(0, sizeof start), .op = DS_RECORD_START, .write = true};
-    CHECK_OK(ds__writer_enter(store));
-    CHECK_OK(ds__append(store, DS_FRAME_HEAD, &change, &plan, 1, sizeof(struct ds_frame) + plan.length, false));
-    ds__writer_leave(store);
+    tell_start(store, start);
 }
 
 /* The power goes, and takes the large value, but not where the log was to begin; what lies before that is torn, because nobody
@@ -447,6 +452,55 @@ static void i9_a_start_that_is_told_behind_a_lost_value_is_none(const char *dir)
         CHECK_OK(ds_verify(store, NULL));
         CHECK_OK(ds_close(store));
         image_reboot(path);
+    }
+}
+
+/* A compaction dies when the new start is on disk and the segment before it not gone yet; the next one moves the start on, and what
+ * it drops was never synced. `lost`: nor was the end of that one. */
+static void begin_twice_and_die(ds_store *store, bool lost) {
+    fill_up_to(store, DS_SEGMENT_MIN);
+    put(store, "kept", "1");
+    tell_start(store, DS_SEGMENT_MIN);
+    CHECK_OK(ds_sync(store));
+    fill_up_to(store, 3 * DS_SEGMENT_MIN);
+    char *big = calloc(1, BIG);
+    CHECK(big);
+    if (lost)
+        CHECK_OK(ds_put(store, DS_USER, "large", 5, big, BIG, NULL));
+    put(store, "kept", "2");
+    tell_start(store, 3 * DS_SEGMENT_MIN);
+    if (!lost)
+        CHECK_OK(ds_sync(store));
+    free(big);
+}
+
+static void begin_twice_synced(void *path) {
+    begin_twice_and_die(open_store(path), false);
+}
+
+static void begin_twice_lost(void *path) {
+    begin_twice_and_die(open_store(path), true);
+}
+
+/* The power goes, and tears the two that nobody needs any more. Of the starts that were told, the last one counts that can be read
+ * with its HEAD, and not the first. */
+static void i7_the_last_start_that_was_synced_counts(const char *dir) {
+    for (int lost = 0; lost < 2; lost++) {
+        char *path = check_format("%s/%d", dir, lost), name[64];
+        check_join(check_spawn(lost ? begin_twice_lost : begin_twice_synced, path));
+        image_reboot(path);
+        CHECK(unlink(check_format("%s/floor", path)) == 0);
+        if (lost) {
+            CHECK_EQ(find_blob(path, 0, name), 1);
+            CHECK(unlink(check_format("%s/%s", path, name)) == 0);
+        }
+        write_at(segment_file(path, 0), "torn", 4, DS_SEGMENT_HEADER + 8);
+        write_at(segment_file(path, 2 * DS_SEGMENT_MIN), "torn", 4, DS_SEGMENT_HEADER + 8);
+        ds_store *store = open_store(path);
+        expect_value(store, "kept", lost ? "1" : "2");
+        CHECK_EQ(atomic_load(&store->control->start), (uint64_t)(lost ? 1 : 3) * DS_SEGMENT_MIN);
+        CHECK_OK(ds_verify(store, NULL));
+        CHECK_OK(ds_close(store));
     }
 }
 
@@ -748,6 +802,7 @@ int main(int argc, char **argv) {
         TEST(i9_what_was_synced_stays_where_a_large_value_is_lost),
         TEST(i9_the_log_ends_before_the_first_large_value_that_is_lost),
         TEST(i9_a_start_that_is_told_behind_a_lost_value_is_none),
+        TEST(i7_the_last_start_that_was_synced_counts),
         TEST(i13_a_large_value_that_was_synced_is_not_dropped),
         TEST(an_index_that_is_lost_in_use_is_not_made_anew),
         TEST(an_index_that_is_no_file_is_made_anew),
