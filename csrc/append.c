@@ -123,10 +123,10 @@ static ds_status make_room(ds_store *store, struct ds_segment_header *header, ui
     return status;
 }
 
-/* Deletes, and the moves of compaction. */
-static bool makes_room(uint8_t type, const struct ds_plan *plans, size_t count) {
+/* Deletes, and the moves of compaction where it is sure that what they leave can go. */
+static bool makes_room(const ds_store *store, uint8_t type, const struct ds_plan *plans, size_t count) {
     if (type != DS_FRAME_COMMIT)
-        return true;
+        return type == DS_FRAME_HEAD || store->tight;
     for (size_t i = 0; i < count; i++)
         if (plans[i].write && plans[i].op != DS_RECORD_TOMBSTONE)
             return false;
@@ -180,7 +180,7 @@ static ds_status place_frame(ds_store *store, uint8_t type, const struct ds_plan
     };
     memcpy(header.uuid, store->uuid, sizeof header.uuid);
     struct ds_segment *next;
-    status = make_room(store, &header, length, makes_room(type, plans, count), was_quick, &next);
+    status = make_room(store, &header, length, makes_room(store, type, plans, count), was_quick, &next);
     if (status == DS_OK)
         status = ds__segments_add(&store->segments, next);
     if (status != DS_OK)

@@ -200,7 +200,7 @@ static ds_status one_pass(ds_store *store, uint64_t until, bool tight, bool *mov
     if (pass == NULL)
         return ds__fail(DS_NO_MEMORY, ENOMEM, "out of memory");
     pass->store = store;
-    pass->tight = tight;
+    pass->tight = store->tight = tight;
     atomic_store_explicit(&store->reclaiming, true, memory_order_relaxed);
     ds__enter(store);
     ds_status status = ds__all_there(store, run_pass(pass, until, moved));
@@ -220,7 +220,8 @@ static ds_status due_pass(ds_store *store, unsigned slack, bool *moved) {
     ds_status status = look_at_tail(store, &tail);
     if (status != DS_OK || !is_due(&tail, start_of(store), ds__expired_bytes(store), slack))
         return status;
-    return one_pass(store, 0, false, moved);
+    status = one_pass(store, 0, false, moved);
+    return status == DS_FULL ? one_pass(store, 0, true, moved) : status;
 }
 
 /* Everything that is in the log now: a first HEAD opens a new segment, so that today's tail can go too. */
@@ -310,6 +311,7 @@ ds_status ds_compact(ds_store *store) {
     ds_status status = ds__check_writable(store);
     if (status != DS_OK)
         return status;
+    uint64_t end = atomic_load_explicit(&store->control->committed, memory_order_acquire);
     for (;;) {
         uint64_t before = start_of(store);
         bool spares = !atomic_load_explicit(&store->no_spares, memory_order_relaxed);
@@ -318,6 +320,10 @@ ds_status ds_compact(ds_store *store) {
             break;
         ds__spare_stop(store);
         status = ds__compact(store, true, DS_COMPACT_TIGHTLY);
+        if (start_of(store) >= end) { /* all that there was; what came since is not asked for */
+            status = DS_OK;
+            break;
+        }
         if (start_of(store) == before && !spares)
             break; /* else what went makes room for the rest */
     }

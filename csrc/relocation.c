@@ -112,6 +112,15 @@ static void give_up_slots(struct ds_pass *pass, const struct ds_index *index) {
     }
 }
 
+static bool reserve_gone(const ds_store *store) {
+    return atomic_load_explicit(&store->control->reserve_gone, memory_order_relaxed) != 0;
+}
+
+static ds_status no_room(const ds_store *store) {
+    return ds__fail(DS_FULL, ENOSPC, "%s: no room to compact in", store->directory.path);
+}
+
+/* While the reserve is in use, only a tight pass moves anything: half of a segment would use up what deletes need. */
 static ds_status flush(struct ds_pass *pass) {
     struct ds_pass_batch *batch = &pass->batch;
     if (batch->count == 0)
@@ -125,6 +134,8 @@ static ds_status flush(struct ds_pass *pass) {
     status = ds__index_now(store, &index);
     if (status == DS_OK)
         status = move_batch(pass, index, &length);
+    if (status == DS_OK && length > sizeof(struct ds_frame) && !pass->tight && reserve_gone(store))
+        status = no_room(store);
     if (status == DS_OK && length > sizeof(struct ds_frame))
         status = ds__append(store, DS_FRAME_RELOCATE, batch->changes, batch->plans, batch->count, length, false);
     if (status == DS_OK)
@@ -219,8 +230,8 @@ static ds_status add_live(struct ds_pass *pass, uint64_t offset, const struct ds
 }
 
 /* On a full disk: would what is live in the segment and has not expired fit into the tail segment, with the HEAD after it?
- * If not, moving half of it would only use up the room that deletes need. That room, the reserve, may be used all the same
- * where something has expired, because nobody will delete that: what goes is larger than the reserve. */
+ * If not, moving half of it would only use up the room that deletes need. Half of that room, the reserve, may be used all the
+ * same, because what goes is larger; and all of it where something has expired, because nobody will delete that. */
 static ds_status fits_into_tail(struct ds_pass *pass, struct ds_segment *segment, const struct ds_segment *successor) {
     pass->live_bytes = HEAD_BYTES;
     pass->expired = false;
@@ -232,13 +243,12 @@ static ds_status fits_into_tail(struct ds_pass *pass, struct ds_segment *segment
     const struct ds_tail *tail = &pass->store->control->tail;
     uint64_t room = tail->sealed ? 0 : tail->segment_base + tail->segment_size - tail->offset;
     uint64_t reserve = DS_SEGMENT_MIN - DS_SEGMENT_HEADER;
-    bool reserve_gone = atomic_load_explicit(&pass->store->control->reserve_gone, memory_order_relaxed) != 0;
-    ds__writer_leave(pass->store);
-    if (pass->expired && !reserve_gone && room < reserve)
+    if (!pass->expired)
+        reserve /= 2;
+    if (!reserve_gone(pass->store) && room < reserve)
         room = reserve;
-    return pass->live_bytes <= room
-               ? DS_OK
-               : ds__fail(DS_FULL, ENOSPC, "%s: no room to compact in", pass->store->directory.path);
+    ds__writer_leave(pass->store);
+    return pass->live_bytes <= room ? DS_OK : no_room(pass->store);
 }
 
 /* No slot of the index names a record below. What no slot names is dead, and stays so: a slot only ever moves on to a record

@@ -39,6 +39,7 @@ struct ds_store {
     pthread_cond_t keeper_wake;
     bool keeper_running, keeper_stop;
     atomic_bool keeper_asked;
+    bool tight;                      /* its pass moves only what fits: the thread of that pass alone looks */
     atomic_bool reclaiming;          /* a compaction of this handle will: no other call need do it */
     atomic_bool compacting_fails;    /* the last pass of this handle: writers do not wait for the next */
     _Atomic uint64_t verified_bytes; /* ds_stats: how far ds_verify() has come, for who watches from another thread */

@@ -582,18 +582,89 @@ static void i20_a_compaction_that_runs_full_keeps_what_it_does_not_drop(const ch
         put_key(store, key);
     put(store, "large", "small");
     fill_the_last_segment(store, 3000);
-    have_no_room(store, FOR_EVER);
+    ds__spare_stop(store);
+    full = FOR_EVER;
     CHECK_IS(ds__compact(store, true, DS_COMPACT_DUE), DS_FULL);
+    CHECK_EQ(atomic_load(&store->control->reserve_gone), 0);
     CHECK_EQ(stats_of(store).dropped_segments, 1);
     CHECK_EQ(blobs_in(dir), 1);
     CHECK_EQ(store->control->tail.blob_bytes, BIG);
     full = 0;
-    no_reserve = false;
     expect_all(store);
     CHECK_OK(ds_compact(store));
     CHECK_EQ(blobs_in(dir), 0);
     CHECK_EQ(store->control->tail.blob_bytes, 0);
     expect_all_after_a_reboot(store, dir);
+}
+
+/* Four segments, in the first of which so many values of 500 bytes live. Compaction is due. */
+static ds_store *open_due(const char *dir, unsigned live) {
+    ds_store *store = open_store(dir);
+    memset(generations, 0, sizeof generations);
+    generation++;
+    for (unsigned i = 0; i < live; i++)
+        CHECK_OK(ds_put(store, DS_RUNTIME, check_format("small%u", i), strlen("small") + 1 + (i > 9), big, 500, NULL));
+    for (uint64_t base = 0; base < 4; base++)
+        fill_the_last_segment(store, 90), put_key(store, 0);
+    CHECK(store->control->tail.segment_base >= UINT64_C(3) * DS_SEGMENT_MIN && ds__compaction_due(store));
+    return store;
+}
+
+static void delete_all_small(ds_store *store, unsigned live) {
+    while (live > 0)
+        CHECK_OK(delete_small(store, --live));
+    CHECK_OK(ds__compact(store, true, DS_COMPACT_TIGHTLY));
+    CHECK(atomic_load(&store->control->start) > 0);
+}
+
+/* A segment that does not fit where the disk is full is not begun: its first half would take the room that deletes need, be
+ * that the reserve or what is left of it. */
+static void i20_what_does_not_fit_leaves_the_room_to_deletes(const char *dir) {
+    enum { LIVE = 90 };
+    for (int gone = 0; gone < 2; gone++) {
+        ds_store *store = open_due(check_format("%s/%d", dir, gone), LIVE);
+        fill_the_last_segment(store, 20000);
+        if (gone)
+            have_no_room(store, FOR_EVER);
+        ds__spare_stop(store);
+        full = FOR_EVER;
+        uint64_t moved = stats_of(store).relocated_bytes;
+        CHECK_IS(ds__compact(store, true, DS_COMPACT_DUE), DS_FULL);
+        CHECK(!gone || stats_of(store).relocated_bytes == moved);
+        CHECK_EQ(atomic_load(&store->control->reserve_gone), (unsigned)gone);
+        delete_all_small(store, LIVE);
+        full = 0;
+        no_reserve = false;
+        expect_all_after_a_reboot(store, check_format("%s/%d", dir, gone));
+    }
+}
+
+/* What does fit goes, also while the reserve is in use. */
+static void i20_the_keeper_compacts_on_a_full_disk(const char *dir) {
+    ds_store *store = open_due(dir, 5);
+    fill_the_last_segment(store, 20000);
+    have_no_room(store, FOR_EVER);
+    CHECK_IS(ds__compact(store, true, DS_COMPACT_DUE), DS_OK);
+    CHECK(atomic_load(&store->control->start) >= DS_SEGMENT_MIN);
+    full = 0;
+    no_reserve = false;
+    expect_all_after_a_reboot(store, dir);
+}
+
+/* Half of the reserve is for a segment that gives back more. */
+static void i20_compaction_has_half_of_the_reserve(const char *dir) {
+    enum { HALF = 50 };
+    for (unsigned more = 0; more < 2; more++) {
+        ds_store *store = open_due(check_format("%s/%u", dir, more), HALF + 20 * more);
+        fill_the_last_segment(store, 90);
+        ds__spare_stop(store);
+        full = FOR_EVER;
+        CHECK_IS(ds__compact(store, true, DS_COMPACT_TIGHTLY), more ? DS_FULL : DS_OK);
+        CHECK_EQ(atomic_load(&store->control->reserve_gone), 1 - more);
+        CHECK((atomic_load(&store->control->start) > 0) == !more);
+        full = 0;
+        expect_all_after_a_reboot(store, check_format("%s/%u", dir, more));
+    }
 }
 
 /* ---- keys that expire --------------------------------------------------------------------------------------------- */
@@ -728,6 +799,9 @@ int main(int argc, char **argv) {
         TEST(i20_deletes_have_the_reserve_and_no_more),
         TEST(i20_a_compaction_goes_on_with_the_room_it_has_made),
         TEST(i20_a_compaction_that_runs_full_keeps_what_it_does_not_drop),
+        TEST(i20_what_does_not_fit_leaves_the_room_to_deletes),
+        TEST(i20_the_keeper_compacts_on_a_full_disk),
+        TEST(i20_compaction_has_half_of_the_reserve),
         TEST(i20_what_has_expired_may_use_the_reserve),
         TEST(a_sample_steps_over_what_is_damaged),
         TEST(a_pass_that_is_asked_for_a_sample_ends),

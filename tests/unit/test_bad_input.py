@@ -245,3 +245,21 @@ def test_an_empty_name_of_a_directory_is_none(monkeypatch):
     monkeypatch.setenv("DORA_STATE_DIR", "")
     with pytest.raises(OperatorError, match="set DORA_STATE_DIR to a state directory"):
         kvs_read("a")
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (1.5, TypeError),
+        ("5", TypeError),
+        (None, TypeError),
+        (0, ValueError),
+        (-1, ValueError),
+        (2**31, ValueError),
+    ],
+)
+def test_group_ms_is_a_whole_number_of_milliseconds(tmp_path, value, error):
+    with pytest.raises(error, match="group_ms"):
+        Store(tmp_path / "store", group_ms=value)
+    assert not (tmp_path / "store").exists()
+    Store(tmp_path / "store", group_ms=2**31 - 1).close()

@@ -76,3 +76,13 @@ cdef uint64_t _sequence(object value, str name) except? 0:
     if not 0 <= number <= UINT64_MAX:
         raise ValueError(f"{name} is a number from 0 to {UINT64_MAX}, not {number}")
     return number
+
+
+cdef uint32_t _group_ms(object value) except 0:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"group_ms is a whole number of milliseconds, not {value!r}") from None
+    if not 1 <= number <= INT32_MAX:
+        raise ValueError(f"group_ms is 1 to {INT32_MAX} milliseconds, not {number}")
+    return <uint32_t>number

@@ -42,7 +42,7 @@ cdef class Store:
         self.calls = 0
         self.direct_calls = 0
 
-    def __init__(self, path, *, str durability="process", int group_ms=DS_GROUP_MS, lock_timeout=10.0,
+    def __init__(self, path, *, str durability="process", group_ms=DS_GROUP_MS, lock_timeout=10.0,
                  bint read_only=False, bint create=True, incarnation=0):
         cdef ds_options options
         cdef ds_status status
@@ -54,13 +54,11 @@ cdef class Store:
             raise ValueError("a path holds no NUL byte")
         if durability not in _durabilities:
             raise ValueError(f'durability is "process", "group" or "commit", not {durability!r}')
-        if group_ms < 1:
-            raise ValueError(f"group_ms is at least 1 millisecond, not {group_ms}")
         if lock_timeout is not None and not 0 <= lock_timeout <= 2_000_000:
             raise ValueError(f"lock_timeout is None or 0 to 2000000 seconds, not {lock_timeout!r}")
         ds_options_init(&options)
         options.durability = _durabilities[durability]
-        options.group_ms = group_ms
+        options.group_ms = _group_ms(group_ms)
         options.lock_timeout_ms = -1 if lock_timeout is None else <int>(lock_timeout * 1000)
         options.read_only = read_only
         options.create = create
