@@ -293,6 +293,8 @@ ds_status ds__compact(ds_store *store, bool wait, enum ds_compaction how) {
         status = next_pass(store, how, &until, &moved);
         end_pass(store, status);
     }
+    if (how == DS_COMPACT_TIGHTLY)
+        ds__reclaim_all(store);
     return status;
 }
 

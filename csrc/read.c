@@ -16,6 +16,7 @@ enum {
     TRIES = 8,
     REST_MS = 1,
     RECLAIM_TRIES = 200,
+    RECLAIM_MS = 100,
 };
 
 /* ---- the index in force ---------------------------------------------------------------------------------------- */
@@ -395,6 +396,16 @@ void ds__reclaim(ds_store *store) {
     for (int i = 0; i < RECLAIM_TRIES && reclaimable(store, start); i++)
         ds__segments_reclaim(&store->segments, start);
     atomic_store_explicit(&store->reclaiming, false, memory_order_relaxed);
+}
+
+void ds__reclaim_all(ds_store *store) {
+    const struct ds_segments *segments = &store->segments;
+    for (int i = 0; i < RECLAIM_MS && (atomic_load_explicit(&segments->unmapping, memory_order_acquire) != 0 ||
+                                       atomic_load_explicit(&segments->limbo, memory_order_relaxed) != NULL);
+         i++) {
+        ds__os_sleep_ms(1);
+        ds__reclaim(store);
+    }
 }
 
 void ds__enter(ds_store *store) {

@@ -137,6 +137,7 @@ void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
         drop_below(segments, start);
     if (ds__segments_idle(segments)) {
         limbo = atomic_exchange_explicit(&segments->limbo, NULL, memory_order_relaxed);
+        atomic_fetch_add_explicit(&segments->unmapping, limbo != NULL, memory_order_relaxed);
         struct ds_segment_table *table = segments->table;
         older = table->older;
         table->older = NULL;
@@ -146,6 +147,7 @@ void ds__segments_reclaim(struct ds_segments *segments, uint64_t start) {
     /* Out of the mutex, which a writer that opens a segment needs: the file goes with its last mapping, and that may take the
      * time of some transfers to the disk. */
     unpin_all(limbo);
+    atomic_fetch_sub_explicit(&segments->unmapping, limbo != NULL, memory_order_release);
 }
 
 static bool holds(const struct ds_segment *segment, uint64_t offset) {

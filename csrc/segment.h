@@ -61,6 +61,7 @@ struct ds_segments {
     atomic_uint writing;                /* one more, under the writer lock */
     bool fenced;                        /* `writing` needs a fence of its own */
     _Atomic(struct ds_segment *) limbo; /* dropped, but a call may still look into them */
+    atomic_uint unmapping;              /* threads that give back what was in limbo */
     pthread_mutex_t changing;           /* one thread at a time replaces the table */
 };
 

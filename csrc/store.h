@@ -115,6 +115,8 @@ void ds__enter(ds_store *store);
 void ds__leave(ds_store *store);
 /* Unmaps what a compaction has dropped, and ends `reclaiming`. Outside of the two. */
 void ds__reclaim(ds_store *store);
+/* The same for who needs the room on the disk: waits, not for ever, until other threads have done it, too. */
+void ds__reclaim_all(ds_store *store);
 /* The same for the thread that holds the writer lock. */
 void ds__enter_writing(ds_store *store);
 

@@ -1347,6 +1347,12 @@ MUTANTS = [
         ("    return status == DS_FULL ? one_pass(store, 0, true, moved) : status;", "    return status;"),
     ),
     mutant(
+        "room-not-waited-for",
+        "compaction.c",
+        "a full disk refuses what another thread is just making room for",
+        ("    if (how == DS_COMPACT_TIGHTLY)\n        ds__reclaim_all(store);\n", ""),
+    ),
+    mutant(
         "reserve-not-used",
         "append.c",
         "on a full disk not even a delete works (I20)",
@@ -1703,6 +1709,7 @@ NOTICED_BY: dict[str, str] = {
     "reserve-not-for-what-lives": "test_compaction i20_compaction_has_half_of_the_reserve",
     "reserve-all-for-what-lives": "test_compaction i20_compaction_has_half_of_the_reserve",
     "full-disk-not-tight": "test_compaction i20_the_keeper_compacts_on_a_full_disk",
+    "room-not-waited-for": "test_compaction i20_room_that_is_on_its_way_is_waited_for",
     "reserve-not-used": "test_compaction i20_deletes_have_the_reserve_and_no_more",
     "descriptor-leaked": "test_faults each_call_site_fails",
     "reserve-made-by-a-reader": "test_open i22_a_read_only_open_reads_and_changes_no_byte",

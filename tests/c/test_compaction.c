@@ -99,6 +99,20 @@ ds_status __wrap_ds__reserve_make(const struct ds_directory *directory) {
     return no_reserve ? ds__fail(DS_FULL, ENOSPC, "no reserve is left") : __real_ds__reserve_make(directory);
 }
 
+static ds_store *unmapping; /* by another thread, which is done after one more look */
+
+void __real_ds__os_sleep_ms(int milliseconds);
+void __wrap_ds__os_sleep_ms(int milliseconds);
+void __wrap_ds__os_sleep_ms(int milliseconds) {
+    if (unmapping == NULL) {
+        __real_ds__os_sleep_ms(milliseconds);
+        return;
+    }
+    full = 0;
+    atomic_store(&unmapping->segments.unmapping, 0);
+    unmapping = NULL;
+}
+
 /* A slow writer's segments: as small as they get. */
 uint64_t __wrap_ds__os_now_ns(void);
 uint64_t __wrap_ds__os_now_ns(void) {
@@ -651,6 +665,20 @@ static void i20_the_keeper_compacts_on_a_full_disk(const char *dir) {
     expect_all_after_a_reboot(store, dir);
 }
 
+/* The keeper has dropped segments, and is just giving them back to the disk. */
+static void i20_room_that_is_on_its_way_is_waited_for(const char *dir) {
+    ds_store *store = open_due(dir, 5);
+    fill_the_last_segment(store, 90);
+    ds__spare_stop(store);
+    full = FOR_EVER;
+    atomic_store(&store->segments.unmapping, 1);
+    unmapping = store;
+    atomic_store(&store->control->reserve_gone, 1);
+    put_key(store, 1);
+    CHECK_EQ(full, 0);
+    expect_all_after_a_reboot(store, dir);
+}
+
 /* Half of the reserve is for a segment that gives back more. */
 static void i20_compaction_has_half_of_the_reserve(const char *dir) {
     enum { HALF = 50 };
@@ -801,6 +829,7 @@ int main(int argc, char **argv) {
         TEST(i20_a_compaction_that_runs_full_keeps_what_it_does_not_drop),
         TEST(i20_what_does_not_fit_leaves_the_room_to_deletes),
         TEST(i20_the_keeper_compacts_on_a_full_disk),
+        TEST(i20_room_that_is_on_its_way_is_waited_for),
         TEST(i20_compaction_has_half_of_the_reserve),
         TEST(i20_what_has_expired_may_use_the_reserve),
         TEST(a_sample_steps_over_what_is_damaged),
