@@ -83,6 +83,7 @@ class Traffic:
         self.supervisor = Supervisor(
             config, self._take_output, publish=publish, can_send=self._stream.has_room
         )
+        self.supervisor.letters.on_over = self._on_letter_over
         self._unanswered: set[Future[list[Output]]] = set()
         self._unhandled = 0  # events that were taken
         self._is_begun = False
@@ -204,6 +205,11 @@ class Traffic:
         self._answer(event, answer, how, sent)
         if self.is_through:
             self.supervisor.close_input()
+
+    def _on_letter_over(self, how: str) -> None:
+        """A dead letter that was handed out again: nobody waits for what was sent, and it is no other event's."""
+        sent, self._sent = self._sent, []
+        self._stream.put(sent)
 
     def _answer(
         self,

@@ -22,7 +22,7 @@ from hosting import EAGER, LEDGER, PATIENCE_S, kill, ledger, wait_gone
 
 from dora_state import OperatorHost, RestartPolicy, Store
 from dora_state.errors import OperatorError
-from dora_state.runtime import inputs, process, step
+from dora_state.runtime import control, dead_letter, inputs, process, step
 
 KILLS = int(os.environ.get("DORA_STATE_TEST_KILLS", "30"))
 
@@ -649,6 +649,42 @@ def test_a_killed_host_leaves_its_state_to_the_next_and_no_process(operator, tmp
         process.communicate()
     with make(operator, tmp_path, keep=False) as host:
         assert texts(host.send("in", b"3")) == ledger(4)[3:]
+
+
+@pytest.mark.parametrize("when", ["in the running host", "by the next host"])
+def test_what_a_replayed_dead_letter_sends_is_the_answer_to_no_other_event(tmp_path, when):
+    """It is in the stream at once, and not kept for whoever sends next."""
+    trouble = tmp_path / "trouble"
+    trouble.touch()
+    path = write(
+        tmp_path,
+        f"""
+        import os
+
+        class Operator:
+            def on_event(self, event, send_output):
+                assert event["value"] != b"bad" or not os.path.exists({str(trouble)!r})
+                send_output("out", event["value"])
+                return 0
+        """,
+    )
+    host = make(path, tmp_path, policy=RestartPolicy(max_event_attempts=1, restart_delay=0.0))
+    with host:
+        with pytest.raises(OperatorError, match="a dead letter"):
+            host.send("in", b"bad")
+        trouble.unlink()
+        if when == "in the running host":
+            asked = {"do": "replay", "numbers": [1]}
+            assert control.ask(control.path_beside(host.store_path), asked, PATIENCE_S) == {}
+            assert texts([host.receive(PATIENCE_S)]) == ["bad"]
+            assert texts(host.send("in", b"good")) == ["good"]
+    if when == "by the next host":
+        with Store(host.store_path) as store:
+            dead_letter.mark(store, {1})
+        with make(path, tmp_path) as host:
+            assert texts([host.receive(PATIENCE_S)]) == ["bad"]
+            assert texts(host.send("in", b"good")) == ["good"]
+    assert list(host) == []
 
 
 # With asyncio

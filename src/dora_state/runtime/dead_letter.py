@@ -19,6 +19,7 @@ whoever dies when. A mark whose content is gone is therefore one that was replay
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -232,12 +233,19 @@ class LetterBox:
     def __init__(self) -> None:
         self._store: Store | None = None
         self._known = Letters()
+        self.on_over: Callable[[str], None] | None = None
+        """Told of each that was handed out again, when it is over: see Event.over."""
 
     def open(self, store: Store) -> list[Event]:
         """Returns the events that are to be handed out again."""
         self._store = store
         self._known = read(store)
-        return to_replay(store)
+        return self._attend(to_replay(store))
+
+    def _attend(self, events: list[Event]) -> list[Event]:
+        for each in events:
+            each.on_over = self.on_over
+        return events
 
     def counts(self) -> dict[str, int]:
         return self._known.counts()
@@ -260,7 +268,7 @@ class LetterBox:
         check(self._known, numbers)
         events = mark(self._store, set(numbers))
         self._known = read(self._store)
-        return events
+        return self._attend(events)
 
     def drop(self, numbers: list[int]) -> None:
         assert self._store is not None

@@ -18,6 +18,7 @@ from dora_state.errors import OperatorError
 from dora_state.runtime import control, inputs, step
 from dora_state.runtime.config import SupervisorConfig
 from dora_state.runtime.control import Control
+from dora_state.runtime.dead_letter import LetterBox
 from dora_state.runtime.inputs import Event, InputBuffer
 from dora_state.runtime.machine import Machine, State
 from dora_state.runtime.outputs import Output
@@ -85,6 +86,10 @@ class Supervisor:
     @property
     def account(self) -> Account:
         return self._machine.account
+
+    @property
+    def letters(self) -> LetterBox:
+        return self._machine.letters
 
     @property
     def workers(self) -> Workers:
