@@ -631,6 +631,36 @@ def test_a_child_that_the_operator_forked_is_no_worker(host):
     assert hosted.texts == []
 
 
+@pytest.mark.parametrize("standby", ["fork", "off"])
+def test_what_a_forked_child_failed_with_is_not_what_its_parent_died_of(host, standby, capfd):
+    """The successor is told so, also by the lifeline; what the child failed with is printed."""
+    hosted = host(
+        """
+        import os
+        from dora_state import restore_info
+
+        class Operator:
+            def on_event(self, event, send_output):
+                if event["value"] == b"1" and event["attempt"] == 1:
+                    if os.fork() == 0:
+                        raise ValueError("in the child")
+                    os.wait()
+                    os.kill(os.getpid(), 9)
+                send_output("why", restore_info().reason.encode())
+                return 0
+        """,
+        standby=standby,
+    ).start()
+    hosted.send(0)
+    hosted.wait_outputs(1)
+    if standby == "fork":
+        hosted.wait_spare()
+    hosted.send(1)
+    assert hosted.wait_outputs(2) == ["start", "exit"]
+    hosted.finish()
+    assert "ValueError: in the child" in capfd.readouterr().err
+
+
 # What the operator prints
 
 

@@ -79,14 +79,12 @@ def run(birth: Birth, config: WorkerConfig) -> NoReturn:
         worker.serve()
         code = 0
     except ConflictError as error:
-        last_words.leave_note(note, "conflict", "")
+        last_words.leave_note(worker.note, "conflict", "")
         with contextlib.suppress(OSError):
             worker.host.send(channel.CONFLICT, channel.pack(str(error)))
     except BaseException as error:
         try:
             worker.report(error)
-        except OSError:
-            pass  # the host is gone; so are we, in a moment
         except BaseException:  # then as the interpreter does it; the host has only the exit code
             with contextlib.suppress(BaseException):
                 sys.excepthook(type(error), error, error.__traceback__)
@@ -194,6 +192,7 @@ class Worker:
         one.
         """
         operator_api.session = None
+        self.note = None  # what it says last is not what its parent died of
         shared_writes.current.set(None)  # what it would stage, nobody commits
         self.host.close()
 
