@@ -49,22 +49,22 @@ class Sender:
         if metadata is not None and self._arrow_outputs:
             dora_metadata.check(output_id, metadata)
         stage = operator_api.stage.get()
-        number = 0  # outside a handler: leaves at once
+        number, holder = 0, None  # outside a handler: leaves at once
         if isinstance(stage, Stage) and stage.is_open and stage.number:
             if output_id not in self._immediate:
-                held = stage.output_bytes + encoded.size_bytes
-                if held > HELD_OUTPUT_BYTES:
+                if stage.output_bytes + encoded.size_bytes > HELD_OUTPUT_BYTES:
                     raise TooLarge(
                         f"the outputs of one event exceed {HELD_OUTPUT_BYTES >> 20} MiB; "
                         f"declare {output_id!r} as an immediate output, or send less per event"
                     )
-                number = stage.number
-                stage.output_bytes = held
-                stage.outputs += 1
+                number, holder = stage.number, stage
             killpoint.reach("output", stage.number)
             if killpoint.is_set("torn-output", stage.number):
                 self._tear(stage.number)
         document = channel.pack((number, output_id, metadata or {}, encoded.head), other=_as_dora)
+        if holder is not None:  # not before all that may refuse it
+            holder.output_bytes += encoded.size_bytes
+            holder.outputs += 1
         value.send(self._host, channel.OUTPUT, document, encoded)
         if number:
             killpoint.reach("after-output", number)
