@@ -150,6 +150,16 @@ static uint64_t count_dead(const struct ds_segment *segment, uint64_t from) {
     return last - (from - segment->base);
 }
 
+/* Up to where the log makes sense as far as the floor goes: a segment that nobody used may tell an end of the one before that
+ * hides damage behind it, where others went on. */
+static uint64_t sensible_end(ds_store *store, const struct ds_inventory *files, const struct ds_floor *floor,
+                             const struct ds_log_end *end) {
+    const struct ds_segment *segment = ds__segments_find(&store->segments, floor->offset), *next = NULL;
+    if (segment != NULL && segment->base >= files->bases[files->first] && segment->end <= end->segment->base)
+        next = ds__segments_find(&store->segments, segment->end);
+    return next != NULL ? ds__segment_header(next)->before_end : end->offset;
+}
+
 /* The rule at the head of this file. */
 static ds_status judge_end(ds_store *store, const struct ds_inventory *files, const struct ds_floor *floor,
                            struct ds_log_end *end) {
@@ -160,11 +170,12 @@ static ds_status judge_end(ds_store *store, const struct ds_inventory *files, co
             "%s: the log cannot be read at offset %llu; nothing was changed: check the disk, then repair the "
             "store",
             store->directory.path, (unsigned long long)end->offset);
-    if (end->offset < floor->offset || end->segment == NULL)
+    uint64_t sensible = end->segment != NULL ? sensible_end(store, files, floor, end) : 0;
+    if (sensible < floor->offset || end->segment == NULL)
         return ds__fail(DS_CORRUPT, 0,
                         "%s: the log is damaged at offset %llu, below offset %llu up to which it was safely on disk; "
                         "nothing was changed. Restore the directory from a copy, or repair the store",
-                        store->directory.path, (unsigned long long)end->offset, (unsigned long long)floor->offset);
+                        store->directory.path, (unsigned long long)sensible, (unsigned long long)floor->offset);
     uint64_t dead = count_dead(end->segment, end->offset);
     end->torn = end->torn || dead > 0;
     end->dropped = dead;

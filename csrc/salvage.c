@@ -248,6 +248,7 @@ static ds_status take_frame(struct scan *scan, const struct ds_frame *frame, enu
  * next header or the floor speaks of. */
 static ds_status close_segment(struct scan *scan, uint64_t bad, bool last) {
     uint64_t to = scan->limit, base = scan->piece->base, floor = scan->salvage->floor.offset;
+    last = last || floor < scan->piece->end;
     if (!scan->vouched)
         while (to > bad && scan->bytes[to - 1] == 0)
             to--;

@@ -756,7 +756,7 @@ MUTANTS = [
         "rebuild.c",
         "damage to synced data passes for a torn end",
         (
-            "    if (end->offset < floor->offset || end->segment == NULL)",
+            "    if (sensible < floor->offset || end->segment == NULL)",
             "    if (end->segment == NULL)",
         ),
     ),
@@ -784,6 +784,21 @@ MUTANTS = [
         "rebuild.c",
         "a power loss in a compaction that tears both ends of the log takes back what was synced",
         ("    files->first = best;\n", "    files->first = first;\n"),
+    ),
+    mutant(
+        "unused-segment-hides-damage",
+        "rebuild.c",
+        "where a killed writer left a segment that it had not used, synced commits before it may be damaged and silently missing",
+        (
+            "    return next != NULL ? ds__segment_header(next)->before_end : end->offset;\n",
+            "    return end->offset;\n",
+        ),
+    ),
+    mutant(
+        "unused-segment-hides-damage-from-repair",
+        "salvage.c",
+        "a repair does not say that such commits are lost",
+        ("    last = last || floor < scan->piece->end;\n", ""),
     ),
     mutant(
         "first-start-with-a-head",
@@ -1735,6 +1750,8 @@ NOTICED_BY: dict[str, str] = {
     "lost-blob-accepted": "test_damage i9_a_commit_goes_with_its_large_value",
     "lost-blob-unhashed": "test_damage i9_a_commit_goes_with_its_large_value",
     "no-redirty-of-the-last-page": "test_sync i10_after_a_death_in_a_sync_the_last_page_is_made_dirty_again",
+    "unused-segment-hides-damage": "test_recovery i13_a_segment_that_was_never_used_hides_no_damage",
+    "unused-segment-hides-damage-from-repair": "test_recovery i13_a_segment_that_was_never_used_hides_no_damage",
     "first-start-with-a-head": "test_recovery i7_the_last_start_that_was_synced_counts",
     "no-redirty": "test_sync i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again",
     "publish-floor-not-durable": "power_loss 4000 1",

@@ -775,6 +775,38 @@ static void i1_a_segment_that_was_never_used_ends_no_log(const char *dir) {
     }
 }
 
+/* And what they committed there and synced is not over where such a segment says, should it be damaged: neither when its bytes
+ * are wrong nor when they are none. */
+static void i13_a_segment_that_was_never_used_hides_no_damage(const char *dir) {
+    for (int way = 0; way < 4; way++) {
+        char *path = check_format("%s/%d", dir, way);
+        ds_store *store = open_store(path);
+        put(store, "a", "1");
+        leave_segment(store);
+        uint64_t begin = store->control->tail.offset;
+        put(store, "b", "2");
+        CHECK_OK(ds_close(store));
+        image_reboot(path);
+        char bytes[128] = {0};
+        write_at(segment_file(path, 0), bytes, way % 2 == 0 ? 4 : sizeof bytes, (long)begin + (way % 2 == 0 ? 24 : 0));
+        if (way < 2) {
+            CHECK_IS(open_status(path, true), DS_CORRUPT);
+            ds_repair_report report;
+            CHECK_OK(ds_repair(path, &report));
+            CHECK_EQ(report.commits, 1);
+            CHECK_EQ(report.damages, 1);
+            CHECK_EQ(report.first_damage, begin);
+            continue;
+        }
+        CHECK(unlink(check_format("%s/floor", path)) == 0); /* then it was the power */
+        store = open_store(path);
+        expect_value(store, "a", "1");
+        expect_value(store, "b", NULL);
+        CHECK_OK(ds_verify(store, NULL));
+        CHECK_OK(ds_close(store));
+    }
+}
+
 /* More files than the first list of them has room for, none of them a segment. */
 static void i11_many_torn_segments_are_removed(const char *dir) {
     enum { TORN = 100 };
@@ -813,6 +845,7 @@ int main(int argc, char **argv) {
         TEST(i34_a_sequence_is_not_accepted_twice),
         TEST(i8_what_does_not_follow_is_not_the_logs),
         TEST(i1_a_segment_that_was_never_used_ends_no_log),
+        TEST(i13_a_segment_that_was_never_used_hides_no_damage),
         TEST(i11_many_torn_segments_are_removed),
     };
     return check_main(argc, argv, tests, CHECK_COUNT(tests));

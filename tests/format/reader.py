@@ -380,8 +380,15 @@ def read_log(directory: Path, wall_ns: int | None = None) -> Log:
     floor, clean = read_floor(directory / "floor", segments[0].uuid)
     end = segments[-1].frames_end
     dead = segments[-1].data[end - segments[-1].base :].rstrip(b"\0")
-    if end < floor:
-        raise DamagedError(f"the log ends at {end:#x}, below the floor {floor:#x}")
+    # A segment that was never used may hide damage behind the end that it tells: its predecessor must reach the floor.
+    floors = [
+        segment
+        for segment in segments[:-1]
+        if segment.base <= floor < segment.base + len(segment.data)
+    ]
+    sensible = floors[0].frames_end if floors else end
+    if sensible < floor:
+        raise DamagedError(f"the log makes sense up to {sensible:#x}, below the floor {floor:#x}")
     return Log(
         segments[0].uuid,
         segments,
