@@ -424,12 +424,12 @@ static ds_status sweep_blob(void *context, const char *name) {
 }
 
 /* A process died between writing a blob and committing it, or the blob's last record is dead. */
-ds_status ds__rebuild_blobs(struct ds_rebuild *rebuild) {
-    struct sweep sweep = {.store = rebuild->store};
+ds_status ds__rebuild_blobs(struct ds_rebuild *rebuild, bool sweep) {
+    struct sweep named = {.store = rebuild->store};
     rebuild->tail.blob_bytes = 0;
-    ds_status status = note_blobs(&sweep, rebuild->index, &rebuild->tail.blob_bytes);
-    if (status == DS_OK)
-        status = ds__os_directory_list(&rebuild->store->directory, sweep_blob, &sweep);
-    free(sweep.live);
+    ds_status status = note_blobs(&named, rebuild->index, &rebuild->tail.blob_bytes);
+    if (status == DS_OK && sweep)
+        status = ds__os_directory_list(&rebuild->store->directory, sweep_blob, &named);
+    free(named.live);
     return status;
 }

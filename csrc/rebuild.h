@@ -17,7 +17,7 @@ struct ds_rebuild {
 
 /* Reads the log and changes no file. files->first receives where it begins. Free out->index with ds__index_free(). */
 ds_status ds__rebuild(ds_store *store, struct ds_inventory *files, struct ds_rebuild *out);
-/* Removes the blobs that no record names, and counts the others. Only where nobody else can be about to commit one. */
-ds_status ds__rebuild_blobs(struct ds_rebuild *rebuild);
+/* Counts the blobs that the index names; `sweep`: and removes the others. Only where nobody else can be about to commit one. */
+ds_status ds__rebuild_blobs(struct ds_rebuild *rebuild, bool sweep);
 
 #endif

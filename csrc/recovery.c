@@ -111,6 +111,9 @@ static ds_status publish(ds_store *store, const struct ds_inventory *files, stru
     struct ds_floor raised = {.offset = synced, .sequence = rebuild->tail.sequence, .count = rebuild->floor.count + 1};
     atomic_init(&control->synced, synced);
     atomic_init(&control->floor_count, raised.count);
+    /* In the same boot a sync may have failed that only the former page knew of. */
+    if (!rebooted && files->count > 0)
+        atomic_init(&control->sync_intent, rebuild->end.offset);
     /* Before anybody commits: where sequences go on must be known even if all of that is lost again. */
     if (raised.sequence > 0)
         status = ds__floor_write(&store->directory, store->uuid, &raised, true);
@@ -145,10 +148,14 @@ static ds_status keep_private(ds_store *store, struct ds_rebuild *rebuild) {
 static ds_status rebuild_store(ds_store *store, struct ds_inventory *files, bool rebooted) {
     struct ds_rebuild rebuild;
     ds_status status = ds__rebuild(store, files, &rebuild);
-    if (status == DS_OK && !store->options.read_only && files->blobs)
-        status = ds__rebuild_blobs(&rebuild);
+    bool blobs = status == DS_OK && !store->options.read_only && files->blobs;
+    if (blobs)
+        status = ds__rebuild_blobs(&rebuild, false);
     if (status == DS_OK)
         status = store->options.read_only ? keep_private(store, &rebuild) : publish(store, files, &rebuild, rebooted);
+    /* What has replaced them must be on disk before they go. They only take room, until the next recovery. */
+    if (blobs && status == DS_OK && (rebooted || ds__sync(store, false) == DS_OK))
+        (void)ds__rebuild_blobs(&rebuild, true);
     ds__index_free(rebuild.index);
     return status;
 }
@@ -170,7 +177,8 @@ static bool index_is_lost(const ds_store *store, int fd, const struct ds_control
 }
 
 /* Compares the page's identity with what it must be. Of a page that differs nobody alive may hold on to the store. */
-static ds_status judge_control(const ds_store *store, int fd, const struct ds_control *control, enum verdict *verdict) {
+static ds_status judge_control(const ds_store *store, struct ds_inventory *files, int fd,
+                               const struct ds_control *control, enum verdict *verdict) {
     const struct ds_control_identity *found = &control->identity;
     struct ds_control_identity expected;
     ds_status status = ds__control_identity(&store->directory, DS_CONTROL_NAME, fd, store->uuid, &expected);
@@ -178,8 +186,13 @@ static ds_status judge_control(const ds_store *store, int fd, const struct ds_co
         return status;
     *verdict = USE;
     if (memcmp(found, &expected, sizeof expected) == 0) {
-        if (index_is_lost(store, fd, control))
-            *verdict = REBUILD;
+        if (!index_is_lost(store, fd, control))
+            return DS_OK;
+        *verdict = REBUILD;
+        /* The one that is made now must not be taken for it, should we die before the new page is there. */
+        uint64_t lost = atomic_load_explicit(&control->generation, memory_order_relaxed);
+        if (files->newest_generation < lost)
+            files->newest_generation = lost;
         return DS_OK;
     }
     *verdict = memcmp(found->boot_id, expected.boot_id, sizeof expected.boot_id) == 0 ? REBUILD : REBUILD_AFTER_REBOOT;
@@ -199,7 +212,7 @@ static ds_status judge_control(const ds_store *store, int fd, const struct ds_co
 }
 
 /* Attaches when there is a page to trust; *verdict says what else to do. */
-static ds_status attach(ds_store *store, enum verdict *verdict) {
+static ds_status attach(ds_store *store, struct ds_inventory *files, enum verdict *verdict) {
     *verdict = REBUILD;
     bool writable = !store->options.read_only;
     int fd;
@@ -214,7 +227,7 @@ static ds_status attach(ds_store *store, enum verdict *verdict) {
     if (status == DS_OK && size == DS_CONTROL_BYTES)
         status = ds__os_map(&store->directory, DS_CONTROL_NAME, fd, size, writable, &page);
     if (status == DS_OK && page != NULL)
-        status = judge_control(store, fd, page, verdict);
+        status = judge_control(store, files, fd, page, verdict);
     if (status == DS_OK && *verdict == USE)
         status = ds__os_flock(&store->directory, DS_CONTROL_NAME, fd, DS_OS_SHARED, store->options.lock_timeout_ms);
     if (status == DS_OK && *verdict == USE) {
@@ -304,7 +317,7 @@ static ds_status open_existing(ds_store *store, struct ds_inventory *files) {
     ds_status status = ds__segments_init(&store->segments, &store->directory, store->uuid, !store->options.read_only);
     enum verdict verdict = REBUILD;
     if (status == DS_OK && files->control)
-        status = attach(store, &verdict);
+        status = attach(store, files, &verdict);
     else
         verdict = REBUILD_AFTER_REBOOT; /* a copy without its derived files, or a boot that took them along */
     if (status == DS_OK && store->control == NULL)

@@ -786,6 +786,27 @@ MUTANTS = [
         ("    files->first = best;\n", "    files->first = first;\n"),
     ),
     mutant(
+        "page-made-anew-forgets-failed-sync",
+        "recovery.c",
+        "a store whose sync failed and that moves to another container is called synced, though its pages were not written",
+        ("    if (!rebooted && files->count > 0)\n", "    if (!rebooted && files->count == 0)\n"),
+    ),
+    mutant(
+        "replaced-blob-swept-before-sync",
+        "recovery.c",
+        "a power loss after a recovery in the same boot takes a large value that was synced, and leaves its record",
+        ("(rebooted || ds__sync(store, false) == DS_OK)", "(rebooted || !rebooted)"),
+    ),
+    mutant(
+        "half-made-index-in-force",
+        "recovery.c",
+        "who dies in a recovery from a lost index leaves an empty one that the old control page names: all keys are missing",
+        (
+            "        if (files->newest_generation < lost)\n",
+            "        if (files->newest_generation > lost)\n",
+        ),
+    ),
+    mutant(
         "unused-segment-hides-damage",
         "rebuild.c",
         "where a killed writer left a segment that it had not used, synced commits before it may be damaged and silently missing",
@@ -907,8 +928,8 @@ MUTANTS = [
         "recovery.c",
         "a damaged index makes a store unreadable until the next reboot",
         (
-            "        if (index_is_lost(store, fd, control))",
-            "        if (false && index_is_lost(store, fd, control))",
+            "        if (!index_is_lost(store, fd, control))",
+            "        if (true || !index_is_lost(store, fd, control))",
         ),
     ),
     mutant(
@@ -1750,6 +1771,9 @@ NOTICED_BY: dict[str, str] = {
     "lost-blob-accepted": "test_damage i9_a_commit_goes_with_its_large_value",
     "lost-blob-unhashed": "test_damage i9_a_commit_goes_with_its_large_value",
     "no-redirty-of-the-last-page": "test_sync i10_after_a_death_in_a_sync_the_last_page_is_made_dirty_again",
+    "page-made-anew-forgets-failed-sync": "test_sync i10_a_failed_sync_outlives_its_control_page",
+    "replaced-blob-swept-before-sync": "test_sync i7_a_replaced_large_value_goes_after_a_sync",
+    "half-made-index-in-force": "test_recovery an_index_that_was_half_made_is_not_the_one_in_force",
     "unused-segment-hides-damage": "test_recovery i13_a_segment_that_was_never_used_hides_no_damage",
     "unused-segment-hides-damage-from-repair": "test_recovery i13_a_segment_that_was_never_used_hides_no_damage",
     "first-start-with-a-head": "test_recovery i7_the_last_start_that_was_synced_counts",

@@ -258,8 +258,8 @@ void __wrap_ds__keeper_ask(ds_store *store) {
     (void)store;
 }
 
-/* Is the floor in the page cache only? The hooked engine has functions of its own. */
-static bool floor_unsynced;
+/* Which of the floor's slots are in the page cache only, by bits? The hooked engine has functions of its own. */
+static unsigned floor_unsynced;
 
 ds_status __real_ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *bytes,
                               size_t size, uint64_t at);
@@ -267,14 +267,16 @@ ds_status __wrap_ds__os_write(const struct ds_directory *directory, const char *
                               size_t size, uint64_t at);
 ds_status __wrap_ds__os_write(const struct ds_directory *directory, const char *name, int fd, const void *bytes,
                               size_t size, uint64_t at) {
-    floor_unsynced = floor_unsynced || strcmp(name, "floor") == 0;
+    if (strcmp(name, "floor") == 0)
+        floor_unsynced |= 1u << at / DS_FLOOR_SPACING;
     return __real_ds__os_write(directory, name, fd, bytes, size, at);
 }
 
 ds_status __real_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
 ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd);
 ds_status __wrap_ds__os_datasync(const struct ds_directory *directory, const char *name, int fd) {
-    floor_unsynced = floor_unsynced && strcmp(name, "floor") != 0;
+    if (strcmp(name, "floor") == 0)
+        floor_unsynced = 0;
     return __real_ds__os_datasync(directory, name, fd);
 }
 
@@ -323,10 +325,10 @@ static uint64_t judge(scene *s, ds_store *store, uint64_t least, uint64_t most) 
 /* ---- and once more: the power goes again, after a recovery and one commit that nothing synced ----------------------- */
 
 /* What is in the files when it happens; nothing that the store does while it is closed counts. */
-static uint64_t commit_once(scene *s, image *after, bool *floor_lost) {
+static uint64_t commit_once(scene *s, image *after, unsigned *floor_lost) {
     image files = {0};
     uint64_t sequence = 0;
-    floor_unsynced = false;
+    floor_unsynced = 0;
     ds_store *store = open_copy(s);
     uint64_t m = judge(s, store, s->synced, s->begun);
     ds_change changes[HISTORY_CHANGES];
@@ -349,8 +351,9 @@ static size_t find_name(const image *i, const char *name) {
     return at;
 }
 
-/* A file's pages, each as before or as after. */
-static void mix_file(scene *s, const image *before, const image *after, const char *name, bool synced, image *out) {
+/* A file's pages, each as before or as after; of the floor's, those that are `lost`. */
+static void mix_file(scene *s, const image *before, const image *after, const char *name, unsigned lost, image *out) {
+    bool any = strcmp(name, "floor") != 0;
     size_t old = find_name(before, name), new = find_name(after, name);
     bool gone = new == after->count, made = old == before->count;
     const image *from = gone ? before : after;
@@ -359,7 +362,8 @@ static void mix_file(scene *s, const image *before, const image *after, const ch
     CHECK(bytes && out->count < IMAGE_FILES);
     for (size_t at = 0; at < size; at += SECTOR) {
         size_t length = size - at < SECTOR ? size - at : SECTOR;
-        bool newer = !gone && (synced || check_below(&s->random, 2));
+        bool may_be_old = any || (lost >> at / DS_FLOOR_SPACING & 1) != 0;
+        bool newer = !gone && (!may_be_old || check_below(&s->random, 2));
         if (newer)
             memcpy(bytes + at, after->files[new].bytes + at, length);
         else if (made || at + length > before->files[old].size)
@@ -373,7 +377,7 @@ static void mix_file(scene *s, const image *before, const image *after, const ch
 }
 
 /* Names: recovery removes torn segments, newest first; then the commit may make one. The journal keeps that order. */
-static void mix(scene *s, const image *before, const image *after, bool floor_lost, image *out) {
+static void mix(scene *s, const image *before, const image *after, unsigned floor_lost, image *out) {
     bool made_is_there = check_below(&s->random, 2);
     const char *lowest_removed = ""; /* this one and those above are gone on disk; "": all */
     for (size_t f = 0; f < before->count; f++)
@@ -385,13 +389,13 @@ static void mix(scene *s, const image *before, const image *after, bool floor_lo
         bool removed = find_name(after, name) == after->count;
         if (image_is_derived(name) || (removed && strcmp(name, lowest_removed) >= 0))
             continue;
-        mix_file(s, before, after, name, !floor_lost && strcmp(name, "floor") == 0, out);
+        mix_file(s, before, after, name, floor_lost, out);
     }
     for (size_t f = 0; f < after->count; f++) {
         const char *name = after->files[f].name;
         bool made = find_name(before, name) == before->count;
         if (!image_is_derived(name) && made && (made_is_there || strcmp(name, "floor") == 0))
-            mix_file(s, before, after, name, !floor_lost && strcmp(name, "floor") == 0, out);
+            mix_file(s, before, after, name, floor_lost, out);
     }
 }
 
@@ -404,7 +408,7 @@ static void lose_power_again(scene *s, const image *before) {
         return;
     image_write(before, s->copy, true);
     image after, mixed;
-    bool floor_lost;
+    unsigned floor_lost;
     uint64_t given = commit_once(s, &after, &floor_lost);
     mix(s, before, &after, floor_lost, &mixed);
     image_write(&mixed, s->copy, true);

@@ -544,6 +544,23 @@ static void an_index_that_is_no_file_is_made_anew(const char *dir) {
     CHECK_OK(ds_close(store));
 }
 
+/* A recovery that dies before the page is made anew leaves an index that may be half of one. The old page must not name it. */
+static void an_index_that_was_half_made_is_not_the_one_in_force(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "k", "v");
+    char *index = check_format("%s/index.%016llx", dir, (unsigned long long)store->control->generation);
+    char *draft = check_format("%s/control.new", dir);
+    CHECK_OK(ds_close(store));
+    CHECK(unlink(index) == 0 && mkdir(draft, 0700) == 0); /* where it dies */
+    CHECK(open_status(dir, true) != DS_OK);
+    CHECK(access(index, F_OK) != 0);
+    CHECK(rmdir(draft) == 0);
+    store = open_store(dir);
+    expect_value(store, "k", "v");
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+}
+
 static void i33_a_page_of_another_pid_namespace_is_refused_in_use(const char *dir) {
     ds_store *store = open_store(dir);
     put(store, "k", "v");
@@ -838,6 +855,7 @@ int main(int argc, char **argv) {
         TEST(i13_a_large_value_that_was_synced_is_not_dropped),
         TEST(an_index_that_is_lost_in_use_is_not_made_anew),
         TEST(an_index_that_is_no_file_is_made_anew),
+        TEST(an_index_that_was_half_made_is_not_the_one_in_force),
         TEST(i33_a_page_of_another_pid_namespace_is_refused_in_use),
         TEST(i2_a_repair_that_fails_is_done_by_the_next),
         TEST(i32_who_settles_decides_for_all),

@@ -1,5 +1,6 @@
 /* I7: a sync follows where one is promised. I10: a failed sync is final, for every handle and every process, since the
  * kernel may call clean what it has lost. The linker wraps the functions of os.c that put bytes on disk (ld --wrap). */
+#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -213,6 +214,60 @@ static void i10_after_a_death_in_a_sync_large_values_are_made_dirty_again(const 
     free(value);
 }
 
+/* The page that held the error is made anew where the store moves to another PID namespace in the same boot: the next sync
+ * writes all of it again that no sync was told to be on disk. */
+static void i10_a_failed_sync_outlives_its_control_page(const char *dir) {
+    ds_store *store = open_store(dir);
+    put(store, "key", "value");
+    failing = 1;
+    CHECK_IS(ds_sync(store), DS_IO);
+    store->control->identity.pid_namespace ^= 1;
+    CHECK_IS(ds_close(store), DS_IO);
+    store = open_store(dir);
+    CHECK_EQ(end_of(dir, sync_without_writing), 9);
+    CHECK_OK(ds_sync(store));
+    put(store, "key", "again");
+    CHECK_EQ(end_of(dir, sync_without_writing), 0);
+    CHECK_OK(ds_close(store));
+}
+
+static unsigned count_blobs(const char *dir) {
+    unsigned count = 0;
+    DIR *entries = opendir(dir);
+    CHECK(entries);
+    for (struct dirent *entry; (entry = readdir(entries)) != NULL;)
+        count += strstr(entry->d_name, ".blob") != NULL;
+    closedir(entries);
+    return count;
+}
+
+/* A container that is killed and started again: the same boot, and all must come from the log. A large value that was synced goes
+ * only when what has replaced it is on disk. */
+static void i7_a_replaced_large_value_goes_after_a_sync(const char *dir) {
+    ds_store *store = open_store(dir);
+    size_t size = DS_BLOB_FROM + 1;
+    void *value = calloc(1, size);
+    CHECK(value);
+    CHECK_OK(ds_put(store, DS_USER, "key", 3, value, size, NULL));
+    CHECK_OK(ds_sync(store));
+    put(store, "key", "small");
+    failing = 2; /* in the close, which so leaves what a kill does, and in the open */
+    store->control->identity.pid_namespace ^= 1;
+    CHECK_IS(ds_close(store), DS_IO);
+    store = open_store(dir);
+    CHECK_EQ(failing, 0);
+    CHECK_EQ(count_blobs(dir), 1);
+    store->control->identity.pid_namespace ^= 1;
+    CHECK_IS(ds_close(store), DS_IO);
+    store = open_store(dir);
+    CHECK(stats_of(store).synced == stats_of(store).committed);
+    CHECK_EQ(count_blobs(dir), 0);
+    expect_value(store, "key", "small");
+    CHECK_OK(ds_verify(store, NULL));
+    CHECK_OK(ds_close(store));
+    free(value);
+}
+
 /* ---- who syncs what nobody asked for ------------------------------------------------------------------------------- */
 
 static bool all_synced(ds_store *store) {
@@ -340,6 +395,8 @@ int main(int argc, char **argv) {
                                        TEST(i10_after_a_death_in_a_sync_the_pages_are_made_dirty_again),
                                        TEST(i10_after_a_death_in_a_sync_the_last_page_is_made_dirty_again),
                                        TEST(i10_after_a_death_in_a_sync_large_values_are_made_dirty_again),
+                                       TEST(i10_a_failed_sync_outlives_its_control_page),
+                                       TEST(i7_a_replaced_large_value_goes_after_a_sync),
                                        TEST(i7_in_group_mode_a_sync_follows_by_itself),
                                        TEST(i7_an_opener_that_promises_syncs_what_the_dead_left),
                                        TEST(i7_in_commit_mode_what_returns_is_synced),
