@@ -178,7 +178,7 @@ def test_a_call_after_the_handler_ended_belongs_to_no_event(host):
     hosted.send(b"late")
     hosted.wait_outputs(1)
     hosted.send(b"next")
-    hosted.wait(lambda: hosted.supervisor.restarts == 1)
+    hosted.wait(lambda: hosted.supervisor.restarts >= 1)  # its handler fails from then on
     hosted.wait(lambda: "late" in [output.id for output in hosted.outputs])
     assert hosted.texts == ["late", "late"], "the output of `next` is still held"
     hosted.supervisor.request_stop()
