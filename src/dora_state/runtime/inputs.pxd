@@ -17,7 +17,6 @@ cdef class Event:
     cdef public long long attempt
     cdef public long long conflicts
     cdef public unsigned long long letter
-    cdef public bint dropped
     cdef list _pieces
     cdef long long _framed
     cdef public object on_over
@@ -37,7 +36,8 @@ cdef class InputBuffer:
     cdef dict _queue_sizes
     cdef object _queue_size
     cdef readonly object _order
-    cdef Py_ssize_t _husks
+    cdef dict _places
+    cdef Py_ssize_t _count
     cdef dict _per_input
     cdef dict _bytes
     cdef object _lock

@@ -4,6 +4,9 @@ operator is away.
 Per input, as in dora: at most `queue_size` events wait, and a new one drops the oldest;
 `queue_size: 1` stays freshest-only. A cap on bytes comes on top. Events that are no INPUT are few
 and never dropped. Every drop is counted.
+
+They come out in the order of their arrival. An input that drops keeps its places in that order: at the
+end of it, its events would be dropped again before their turn, as long as another input is full too.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from dora_state.runtime.value import Value
 QUEUE_SIZE = 10  # dora's default
 QUEUE_BYTES = 16 << 20
 REPLAY_BYTES = 64 << 10  # up to here a message is copied for the lifeline, which takes 3 us
-_HUSKS = 100
 # How an event can be over.
 DONE = "done"
 DROPPED = "dropped, as the buffer was full"
@@ -47,7 +49,6 @@ class Event:
         self.attempt = 1
         self.conflicts = 0  # attempts that ended in one, for which nobody is charged
         self.letter = letter  # the dead letter that it was; its commit deletes that
-        self.dropped = False
         self._pieces: list[channel.Buffer] | None = None
         self._framed = 0  # for which attempt
         self.on_over: Callable[[str], None] | None = None
@@ -114,8 +115,9 @@ class InputBuffer:
     ) -> None:
         self._queue_sizes = dict(queue_sizes or {})
         self._queue_size = queue_size  # of inputs that are not named
-        self._order: deque[Event] = deque()
-        self._husks = 0  # dropped events in there
+        self._order: deque[Event | str] = deque()  # of an INPUT only which input is to come
+        self._places: dict[str, int] = {}  # how many it has in there
+        self._count = 0
         self._per_input: dict[str, deque[Event]] = {}
         self._bytes: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -126,10 +128,11 @@ class InputBuffer:
     def put(self, event: Event) -> bool:
         """Returns whether others were dropped for it."""
         with self._lock:
-            self._order.append(event)
+            self._count += 1
             if event.type == "STOP":
                 self.stop_seen = True
             if event.type != "INPUT" or event.id is None:
+                self._order.append(event)
                 return False
             before = self.dropped_count
             waiting = self._per_input.setdefault(event.id, deque())
@@ -140,24 +143,31 @@ class InputBuffer:
                 self._bytes[event.id] > QUEUE_BYTES and len(waiting) > 1
             ):
                 self._drop(event.id)
+            places = self._places.get(event.id, 0)
+            if places < len(waiting):
+                self._order.append(event.id)
+                self._places[event.id] = places + 1
             return self.dropped_count != before
 
     def take(self) -> Event | None:
         with self._lock:
             while self._order:
-                event = self._order.popleft()
-                if event.dropped:
-                    self._husks -= 1
-                    continue
-                if event.type == "INPUT" and event.id is not None:
-                    self._per_input[event.id].popleft()
-                    self._bytes[event.id] -= event.size_bytes
-                return event
+                place = self._order.popleft()
+                if isinstance(place, Event):
+                    self._count -= 1
+                    return place
+                self._places[place] -= 1
+                waiting = self._per_input[place]
+                if waiting:  # else it has dropped more than has come since
+                    event = waiting.popleft()
+                    self._bytes[place] -= event.size_bytes
+                    self._count -= 1
+                    return event
             return None
 
     def __len__(self) -> int:
         with self._lock:
-            return len(self._order) - self._husks
+            return self._count
 
     def drop_inputs(self) -> int:
         """Drop the INPUT events that wait; returns how many."""
@@ -172,13 +182,8 @@ class InputBuffer:
     def _drop(self, input_id: str) -> None:
         event = self._per_input[input_id].popleft()
         self._bytes[input_id] -= event.size_bytes
-        # It keeps its place in the order, without its content: taking it out of the middle would
-        # cost a search. A degraded operator may take nothing for days, so the husks go in bulk.
-        event.dropped, event.value, event.packed = True, None, b""
-        self._husks += 1
-        if self._husks > _HUSKS + len(self._order) // 2:
-            self._order = deque(each for each in self._order if not each.dropped)
-            self._husks = 0
+        self._count -= 1
+        event.value, event.packed = None, b""  # whoever is told may keep it
         self.dropped[input_id] = self.dropped.get(input_id, 0) + 1
         self.dropped_count += 1
         event.over(DROPPED)
