@@ -1356,7 +1356,10 @@ MUTANTS = [
         "moves-take-the-reserve",
         "append.c",
         "on a full disk a compaction that frees nothing takes the reserve from deletes",
-        ("        return type == DS_FRAME_HEAD || store->tight;", "        return type != 0 && store != NULL;"),
+        (
+            "        return type == DS_FRAME_HEAD || store->tight;",
+            "        return type != 0 && store != NULL;",
+        ),
     ),
     mutant(
         "moves-take-the-last-room",
@@ -1380,7 +1383,10 @@ MUTANTS = [
         "full-disk-not-tight",
         "compaction.c",
         "on a full disk the keeper frees nothing, though much is dead",
-        ("    return status == DS_FULL ? one_pass(store, 0, true, moved) : status;", "    return status;"),
+        (
+            "    return status == DS_FULL ? one_pass(store, 0, true, moved) : status;",
+            "    return status;",
+        ),
     ),
     mutant(
         "room-not-waited-for",
