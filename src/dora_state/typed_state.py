@@ -369,6 +369,10 @@ class Fields:
         values = {name: getattr(old, name) for name in before._fields}
         if _version(old) != _version(self._operator):
             values = _copied(values)  # a migration may change them in place, and then fail
+        for name, field in before._fields.items():
+            stays = _version(old) == _version(self._operator) and name in self._fields
+            if field.keyed and not (stays and self._fields[name].keyed):
+                values[name] = dict(values[name])  # as after a restart
         values = {
             name: self._fields[name].adopt(value)
             for name, value in self._migrate(values, _version(old)).items()

@@ -747,6 +747,36 @@ def test_a_field_may_become_keyed_in_a_reload():
     assert dict(life.again().operator.names) == {0: "a"}
 
 
+def test_a_keyed_field_may_become_plain_in_a_reload():
+    class ByKey:
+        seen: dict[str, int] = state({"a": 1}, keyed=True)
+
+    class Plain:
+        seen: dict[str, int] = state({})
+
+    life = Life(ByKey)
+    assert reload(life, Plain) == ["@", "@seen", "@seen['a']"]
+    life.operator.seen["b"] = 2
+    assert life.end_handler() == ["@seen"]
+    assert life.again().operator.seen == {"a": 1, "b": 2}
+
+
+def test_a_migration_in_a_reload_gets_a_keyed_field_as_after_a_restart():
+    class Old:
+        seen: dict[str, int] = state({"a": 1}, keyed=True)
+
+    class New(Old):
+        state_version = 2
+
+        def migrate_state(self, state, version):
+            state["seen"] = state["seen"] | {"b": 2}
+
+    assert dict(Life(Old).again(New).operator.seen) == {"a": 1, "b": 2}
+    life = Life(Old)
+    assert reload(life, New) == ["@", "@seen['b']"]
+    assert dict(life.again().operator.seen) == {"a": 1, "b": 2}
+
+
 # A model: whatever the operator does, its successor has what the last handler left.
 
 ARRAY = st.lists(st.floats(width=16), min_size=1, max_size=3).map(numpy.array)
