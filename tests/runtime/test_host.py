@@ -572,6 +572,37 @@ def test_an_ended_host_has_closed_all_its_descriptors(operator, tmp_path):
         gc.enable()
 
 
+def test_an_ended_host_has_unmapped_the_shared_memory(tmp_path):
+    """At once: the garbage collection that would do it does not come for memory, and may be long in coming."""
+    echo = """
+        class Operator:
+            def on_event(self, event, send_output):
+                send_output("out", event["value"])
+                return 0
+    """
+    path, large = write(tmp_path, echo), b"1" * 1_000_000
+
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:dora-state")
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = mapped()
+        for _ in range(3):
+            with make(path, tmp_path) as host:
+                assert [output.value for output in host.send("in", large)] == [large]
+                kill(host.status["worker_pid"])
+                kept = host.send("in", large)
+            # What somebody still holds stays as it is.
+            assert [output.value for output in kept] == [large]
+            assert mapped() == before
+        with pytest.raises(OperatorError):  # which is no crash without that memory
+            host.send("in", large)
+    finally:
+        gc.enable()
+
+
 def test_hosts_of_one_process_share_a_store(tmp_path):
     writer = """
         from dora_state import kvs_write

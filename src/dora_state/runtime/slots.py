@@ -65,7 +65,11 @@ class ArenaFile:
             raise
 
     def close(self) -> None:
-        """What is mapped stays."""
+        """What somebody looks at stays mapped for as long as he does. The rest goes at once, and not when a
+        garbage collection finds whoever still holds this.
+        """
+        with contextlib.suppress(AttributeError):
+            del self.mapping
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -202,8 +206,9 @@ class Sharing:
             self._lent.pop(offset, None)
 
     def take_all_back(self) -> None:
-        """The peer is gone."""
+        """The peer is gone, and nothing more of it is read."""
         self._lent.clear()
+        self._theirs = None
 
     def take_returned(self) -> list[int]:
         """What the peer is to be told now; each once, whoever asks."""
@@ -242,11 +247,12 @@ class HostMemory:
 
     def __init__(self) -> None:
         self._file = ArenaFile(ARENA_BYTES)
-        self._arena = Arena(self._file.mapping)
+        self._arena: Arena | None = Arena(self._file.mapping)
 
     def make_slot(self, size: int) -> Slot | None:
         """For an event; in an arena of its own if the common one is full. None: it has to go through the socket."""
-        slot = self._arena.make(size)
+        arena = self._arena
+        slot = arena.make(size) if arena is not None else None
         if slot is None:
             try:
                 file = ArenaFile(-(-size // _PAGE) * _PAGE)
@@ -262,4 +268,5 @@ class HostMemory:
         return outputs, [(self._file.path, self._file.size), (outputs.path, outputs.size)]
 
     def close(self) -> None:
+        self._arena = None
         self._file.close()
