@@ -93,6 +93,20 @@ static uint64_t blob_limit(const struct ds_tail *tail) {
     return tail->live_bytes / 8 > DS_SEGMENT_MAX ? tail->live_bytes / 8 : DS_SEGMENT_MAX;
 }
 
+/* One that a dead writer has made and not used, maybe of the reserve, is not to be in the way of what makes room. */
+static ds_status replace_unused(ds_store *store, struct ds_segment_header *header, struct ds_segment **out) {
+    char name[DS_NAME_SIZE];
+    int fd;
+    ds__segment_name(header->base, name);
+    ds_status status = ds__os_open(&store->directory, name, DS_OS_READ, &fd);
+    if (status != DS_OK)
+        return status;
+    ds__os_close(fd);
+    (void)ds__os_unlink(&store->directory, name);
+    header->size = DS_SEGMENT_MIN;
+    return ds__segment_create(&store->segments, header, false, out);
+}
+
 /* A new segment; on a full disk the smallest that will do, and for what makes room the reserve. */
 static ds_status make_room(ds_store *store, struct ds_segment_header *header, uint64_t length, bool frees,
                            bool was_quick, struct ds_segment **out) {
@@ -109,10 +123,11 @@ static ds_status make_room(ds_store *store, struct ds_segment_header *header, ui
         header->size = smallest;
         status = ds__segment_create(&store->segments, header, false, out);
     }
-    if (status == DS_FULL && frees && smallest == DS_SEGMENT_MIN &&
-        atomic_load_explicit(reserve_gone, memory_order_relaxed) == 0) {
+    if (status == DS_FULL && frees && smallest == DS_SEGMENT_MIN) {
+        /* Who dies in between leaves the next one to look for it in vain, and not a reserve that nobody looks for. */
+        bool made = ds__segment_from_reserve(&store->segments, header, out) == DS_OK;
         atomic_store_explicit(reserve_gone, 1, memory_order_relaxed);
-        if (ds__segment_from_reserve(&store->segments, header, out) == DS_OK)
+        if (made || replace_unused(store, header, out) == DS_OK)
             return DS_OK;
         return ds__fail(DS_FULL, ENOSPC, "%s: no space left on the disk, and the store's reserve is used up; free some",
                         store->directory.path);

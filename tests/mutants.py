@@ -1399,8 +1399,26 @@ MUTANTS = [
         "append.c",
         "on a full disk not even a delete works (I20)",
         (
-            "        if (ds__segment_from_reserve(&store->segments, header, out) == DS_OK)\n            return DS_OK;\n",
-            "",
+            "        bool made = ds__segment_from_reserve(&store->segments, header, out) == DS_OK;\n",
+            "        bool made = false;\n",
+        ),
+    ),
+    mutant(
+        "unused-segment-takes-the-room",
+        "append.c",
+        "on a full disk a writer that dies where it has made a segment of the reserve leaves no room for deletes",
+        (
+            "        if (made || replace_unused(store, header, out) == DS_OK)\n",
+            "        if (made || (replace_unused(store, header, out), false))\n",
+        ),
+    ),
+    mutant(
+        "reserve-noted-before-it-goes",
+        "append.c",
+        "on a full disk a writer that dies between the two leaves a reserve that nobody uses",
+        (
+            "    if (status == DS_FULL && frees && smallest == DS_SEGMENT_MIN) {\n",
+            "    if (status == DS_FULL && frees && smallest == DS_SEGMENT_MIN && *reserve_gone == 0) {\n",
         ),
     ),
     mutant(
@@ -1752,6 +1770,8 @@ NOTICED_BY: dict[str, str] = {
     "reserve-all-for-what-lives": "test_compaction i20_compaction_has_half_of_the_reserve",
     "full-disk-not-tight": "test_compaction i20_the_keeper_compacts_on_a_full_disk",
     "room-not-waited-for": "test_compaction i20_room_that_is_on_its_way_is_waited_for",
+    "unused-segment-takes-the-room": "test_compaction i20_a_death_takes_no_reserve",
+    "reserve-noted-before-it-goes": "test_compaction i20_a_death_takes_no_reserve",
     "reserve-not-used": "test_compaction i20_deletes_have_the_reserve_and_no_more",
     "descriptor-leaked": "test_faults each_call_site_fails",
     "reserve-made-by-a-reader": "test_open i22_a_read_only_open_reads_and_changes_no_byte",

@@ -80,6 +80,7 @@ ds_status __wrap_ds__segments_at(struct ds_segments *segments, uint64_t base, st
 enum { FOR_EVER = 1000000 };
 static unsigned full;
 static bool no_reserve;
+static const char *in_the_way; /* a file whose room would be enough */
 
 ds_status __real_ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, bool quick,
                                     struct ds_segment **out);
@@ -87,9 +88,9 @@ ds_status __wrap_ds__segment_create(struct ds_segments *segments, struct ds_segm
                                     struct ds_segment **out);
 ds_status __wrap_ds__segment_create(struct ds_segments *segments, struct ds_segment_header *header, bool quick,
                                     struct ds_segment **out) {
-    if (full == 0)
+    if (full == 0 && (in_the_way == NULL || access(in_the_way, F_OK) != 0))
         return __real_ds__segment_create(segments, header, quick, out);
-    full--;
+    full -= full > 0;
     return ds__fail(DS_FULL, ENOSPC, "no segment is left");
 }
 
@@ -531,6 +532,36 @@ static ds_status delete_small(ds_store *store, unsigned key) {
     return ds_delete(store, DS_RUNTIME, small, (size_t)snprintf(small, sizeof small, "small%u", key), NULL);
 }
 
+/* A writer that was killed has left a segment that it had not used, or the note that the reserve is gone, which is not. */
+static void i20_a_death_takes_no_reserve(const char *dir) {
+    for (int noted = 0; noted < 2; noted++) {
+        char *path = check_format("%s/%d", dir, noted), *reserve = check_format("%s/reserve", path);
+        ds_store *store = open_store(path);
+        put(store, "a", "1");
+        put(store, "b", "2");
+        ds__spare_stop(store);
+        uint64_t next = store->control->tail.segment_base + store->control->tail.segment_size;
+        char name[DS_NAME_SIZE];
+        ds__segment_name(next, name);
+        store->control->tail.sealed = 1; /* a delete needs a new segment */
+        store->control->reserve_gone = 1;
+        if (noted == 0) { /* it became that segment */
+            in_the_way = check_format("%s/%s", path, name);
+            CHECK(rename(reserve, in_the_way) == 0);
+        } else {
+            full = FOR_EVER;
+        }
+        CHECK_OK(ds_delete(store, DS_USER, "a", 1, NULL));
+        CHECK(access(reserve, F_OK) != 0 || noted == 0);
+        in_the_way = NULL;
+        full = 0;
+        expect_value(store, "a", NULL);
+        expect_value(store, "b", "2");
+        CHECK_OK(ds_verify(store, NULL));
+        CHECK_OK(ds_close(store));
+    }
+}
+
 /* Deletes go into the reserve. When that is full, too, they say so; when there is room again, there is a new reserve. */
 static void i20_deletes_have_the_reserve_and_no_more(const char *dir) {
     enum { SMALL = 3000 };
@@ -825,6 +856,7 @@ int main(int argc, char **argv) {
         TEST(a_put_waits_no_longer_than_until_there_is_room),
         TEST(who_has_waited_for_long_goes_first),
         TEST(i20_deletes_have_the_reserve_and_no_more),
+        TEST(i20_a_death_takes_no_reserve),
         TEST(i20_a_compaction_goes_on_with_the_room_it_has_made),
         TEST(i20_a_compaction_that_runs_full_keeps_what_it_does_not_drop),
         TEST(i20_what_does_not_fit_leaves_the_room_to_deletes),
