@@ -74,7 +74,7 @@ class Spares:
             self.imports_late = True
             log.warning(
                 "a restart takes longer, as a spare must not import %s: that %s; "
-                "do that in __init__",
+                "do that in __init__, or preload the module that does",
                 *(self._operator, why_late),
             )
 
