@@ -314,6 +314,10 @@ ds_status ds_compact(ds_store *store) {
     if (status != DS_OK)
         return status;
     uint64_t end = atomic_load_explicit(&store->control->committed, memory_order_acquire);
+    /* On a full disk the room in the last segment comes first: a new one would leave it behind. */
+    if (atomic_load_explicit(&store->no_spares, memory_order_relaxed) ||
+        atomic_load_explicit(&store->control->reserve_gone, memory_order_relaxed) != 0)
+        (void)ds__compact(store, true, DS_COMPACT_TIGHTLY);
     for (;;) {
         uint64_t before = start_of(store);
         bool spares = !atomic_load_explicit(&store->no_spares, memory_order_relaxed);
